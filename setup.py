@@ -24,7 +24,7 @@ setup(
     url=cfg["git_url"],
     license="Apache-2.0",
     packages=find_packages(include=["prodsim", "prodsim.*"]),
-    package_data={"prodsim": ["registry.csv", "results/*.json", "results/*.jsonl", "results/**/*.gz", "results/**/*.json"]},
+    package_data={"prodsim": ["registry.csv", "results/*.json", "results/*.jsonl", "results/*.toml", "results/*/*.gz", "results/*/*.json"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={name: cfg[f"{name}_requirements"].split() for name in EXTRAS},

@@ -7,7 +7,7 @@ __all__ = ['SPLITS', 'FORMATS', 'stream_pairs', 'stream_records', 'registry', 'c
            'load_records', 'load_events', 'attributes', 'record_ids', 'unique_records', 'seen_status', 'repeated_pairs',
            'data_hash', 'save_pairs']
 
-# %% ../nbs/20_data.ipynb #5f9d19d2
+# %% ../nbs/20_data.ipynb #1d56fb91
 import codecs
 import csv
 import difflib
@@ -33,7 +33,7 @@ from datasets import Dataset, DatasetDict
 
 from .core import ProdsimError, atomic_file, hash_text
 
-# %% ../nbs/20_data.ipynb #9a689c84
+# %% ../nbs/20_data.ipynb #1d9a595c
 SPLITS = ("train", "valid", "test")
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")  # .txt is Ditto's COL … VAL …
 
@@ -89,7 +89,7 @@ def _header(path: Path, names: list[str | None]) -> list[str]:
         raise _fail(path, None, f"the column {twice[0]!r} stands twice in the header; rename one of them")
     return names
 
-# %% ../nbs/20_data.ipynb #bfee8255
+# %% ../nbs/20_data.ipynb #add87245
 def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list]]:
     "Header, then rows, of a CSV or TSV file; an unclosed quote or a row of the wrong length is an error."
     with _open_text(path, newline="") as file:
@@ -163,7 +163,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, list]]:
                 except TypeError as error:
                     raise _fail(path, row, f"{error}") from None
 
-# %% ../nbs/20_data.ipynb #83ad420d
+# %% ../nbs/20_data.ipynb #1b3fb32f
 _DITTO = re.compile(r"(?:^|\s)COL (\S+) VAL(?=\s|$)")
 
 
@@ -204,7 +204,7 @@ def _ditto_rows(path: Path) -> Iterator[tuple[int, list]]:
     for line, left, right, label in pairs():
         yield line, [left.get(n) for n in names[0]] + [right.get(n) for n in names[1]] + [label] * labelled
 
-# %% ../nbs/20_data.ipynb #d48dbd1e
+# %% ../nbs/20_data.ipynb #7d264eda
 def _format(path: Path) -> str:
     "The suffix that names the format; a `.small` behind it is a variant."
     known = [suffix for suffix in path.suffixes[-2:] if suffix.lower() in FORMATS]
@@ -249,7 +249,7 @@ def _chunks(path: Path, chunk_rows: int) -> Iterator[tuple[list[str], list[int],
     if empty:
         raise _fail(path, None, "no rows below the header; at least one is expected")
 
-# %% ../nbs/20_data.ipynb #6400e218
+# %% ../nbs/20_data.ipynb #9f99eded
 def _canonical(columns: dict[str, list]) -> list[str]:  # attribute → values; one text per row
     """A record as one text: its attributes by name, missing ones left out.
 
@@ -337,7 +337,7 @@ def _frame(columns: dict[str, list]) -> pd.DataFrame:
         frame["label"] = frame["label"].astype("Int64" if frame["label"].isna().any() else "int64")
     return frame
 
-# %% ../nbs/20_data.ipynb #5dea8acb
+# %% ../nbs/20_data.ipynb #9da2dacd
 def stream_pairs(
     path: str | Path,  # one .csv, .tsv, .jsonl, .parquet or Ditto .txt file
     chunk_rows: int = 8192,  # rows held in memory at a time
@@ -356,7 +356,7 @@ def stream_records(
     for _, columns in _record_chunks(Path(path), chunk_rows):
         yield _frame(columns)
 
-# %% ../nbs/20_data.ipynb #e008e125
+# %% ../nbs/20_data.ipynb #ea10e45b
 def _dataset(columns: dict[str, list]) -> Dataset:
     "Columns as an Arrow table: text as strings, labels as 64-bit integers."
     types = {"label": pa.int64()}
@@ -486,7 +486,7 @@ def _read_records(path: Path) -> dict[str, list]:
         _append(whole, part)
     return whole
 
-# %% ../nbs/20_data.ipynb #e89f80a9
+# %% ../nbs/20_data.ipynb #9262266a
 @lru_cache(maxsize=1)
 def registry() -> pd.DataFrame:  # dataset, variant, kind, file, bytes, sha256, url, licence; one file a row
     "What can be fetched: facts about public files, none of which stands in the package."
@@ -537,7 +537,7 @@ def _unknown(name: str) -> ProdsimError:
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
     return ProdsimError(f"{name}: no such data set, file or folder; {hint} (all of them: prodsim datasets)")
 
-# %% ../nbs/20_data.ipynb #8b56973f
+# %% ../nbs/20_data.ipynb #b67b9bc1
 _verified: set[tuple] = set()  # (path, size, modification time) of files whose hash was right in this process
 
 
@@ -631,7 +631,7 @@ def catalog() -> pd.DataFrame:  # name, kind, files, bytes, licence, cached
         rows.append({"name": plugin, "kind": "pairs", "files": 0, "bytes": 0, "licence": "made here", "cached": True})
     return pd.DataFrame(rows)
 
-# %% ../nbs/20_data.ipynb #26f00b40
+# %% ../nbs/20_data.ipynb #5155ce76
 def _openbg_offer(text: str) -> tuple[str, str]:
     "`title, k#:#v#;#k#:#v` → title and `k: v, v; k: v`; values of one attribute are brought together."
     title, _, rest = re.match(r"(.*?)(, ([^#]*#:#.*))?$", text, re.S).groups()
@@ -698,7 +698,7 @@ def _chorus(folder: Path) -> dict[str, list]:
             out["attributes"].append(_text("; ".join(f"{k}: {_text(v)}" for k, v in own.items())))
     return out
 
-# %% ../nbs/20_data.ipynb #d82a58b0
+# %% ../nbs/20_data.ipynb #feda9872
 def load_pairs(
     data: str | Path,  # a registered name (`abt-buy`, `wdc-computers:small`, `shop:medium`), a folder or a file
 ) -> DatasetDict:  # train, valid, test: left_id, right_id, left_<attribute>…, right_<attribute>…, label
@@ -765,7 +765,7 @@ def load_records(
         raise _fail(path, None, "holds pairs (Ditto's COL … VAL …); records come as .csv, .tsv, .jsonl or .parquet")
     return _dataset(_read_records(path))
 
-# %% ../nbs/20_data.ipynb #072fe48b
+# %% ../nbs/20_data.ipynb #3516ca25
 def load_events(
     path: str | Path,  # a .csv, .tsv, .jsonl or .parquet file
 ) -> Dataset:  # user, item, kind: text; time: timestamp; quantity, price: float where the file has them
@@ -801,7 +801,7 @@ def load_events(
     types = {"time": pa.timestamp("us"), "quantity": pa.float64(), "price": pa.float64()}
     return Dataset(pa.table({name: pa.array(values, types.get(name, pa.string())) for name, values in out.items()}))
 
-# %% ../nbs/20_data.ipynb #9c998be4
+# %% ../nbs/20_data.ipynb #5a7d8765
 def attributes(
     pairs: DatasetDict | Dataset,  # pairs, all splits or one
 ) -> list[str]:  # in column order
@@ -884,7 +884,7 @@ def data_hash(
         hashes[name] = digest.hexdigest()
     return hashes
 
-# %% ../nbs/20_data.ipynb #0c823af6
+# %% ../nbs/20_data.ipynb #547ab4d4
 def _ditto_text(record: dict[str, str | None]) -> str:
     "One record as `COL … VAL …`; what that format cannot carry is an error, not a changed record."
     text = " ".join(f"COL {name} VAL {value or ''}" for name, value in record.items())

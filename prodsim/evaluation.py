@@ -8,7 +8,7 @@ __all__ = ['lexical_scores', 'threshold_table', 'best_threshold', 'threshold_for
            'report', 'recall_at_k', 'reciprocal_rank', 'ndcg', 'average_precision_ranking', 'ranking_metrics',
            'reliability', 'expected_calibration_error', 'fit_temperature', 'fit_platt', 'fit_isotonic', 'confusions']
 
-# %% ../nbs/40_evaluation.ipynb #a342fb73
+# %% ../nbs/40_evaluation.ipynb #9c41335f
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from .core import ProdsimError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# %% ../nbs/40_evaluation.ipynb #c7da91ff
+# %% ../nbs/40_evaluation.ipynb #e3c26504
 def lexical_scores(
     pairs_train: "Dataset",  # pairs whose records fix the weights of the 3-grams; their labels are not read
     pairs: "Dataset",  # pairs to score
@@ -57,7 +57,7 @@ def _record_texts(pairs: "Dataset", side: str, start: int = 0, stop: int | None 
     values = ([value or "" for value in rows[column]] for column in columns)
     return [" ".join(value for value in record if value) for record in zip(*values, strict=True)]
 
-# %% ../nbs/40_evaluation.ipynb #eb5b817e
+# %% ../nbs/40_evaluation.ipynb #ba8d0399
 def _checked(
     labels: object, scores: object, name: str = "scores", allow_empty: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -95,7 +95,7 @@ def _matching(part: str, value: object, whole: object) -> None:
 def _ratio(top: float, bottom: float) -> float | None:
     return float(top / bottom) if bottom else None
 
-# %% ../nbs/40_evaluation.ipynb #6ed78b06
+# %% ../nbs/40_evaluation.ipynb #d686bb11
 def threshold_table(
     labels: np.ndarray,  # shape (n,), 0 or 1
     scores: np.ndarray,  # shape (n,), any real numbers, larger = more alike
@@ -123,7 +123,7 @@ def _descending(y: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
     hits = np.bincount(group, weights=y, minlength=len(values)).astype(np.int64)
     return values[::-1], counts[::-1], hits[::-1]
 
-# %% ../nbs/40_evaluation.ipynb #e33c1f5e
+# %% ../nbs/40_evaluation.ipynb #9d3d946d
 def best_threshold(
     labels: np.ndarray,  # shape (n,), 0 or 1, of validation pairs
     scores: np.ndarray,  # shape (n,), any real numbers, larger = more alike
@@ -180,7 +180,7 @@ def _some_positives(table: pd.DataFrame) -> int:
         raise ProdsimError("no label is 1: a threshold cannot be chosen without matches")
     return positives
 
-# %% ../nbs/40_evaluation.ipynb #60579253
+# %% ../nbs/40_evaluation.ipynb #1caaf903
 _AT_THRESHOLD = ("f1", "precision", "recall")
 _METRICS = (*_AT_THRESHOLD, "average_precision", "roc_auc")
 _CELLS = 4_000_000  # weights held in memory at a time: resamples × pairs
@@ -217,7 +217,7 @@ def _weighted(
         top, bottom = (steps * below).sum(axis=1), false[:, -1] * true[:, -1]
     return np.divide(top, bottom, out=np.full(len(weights), np.nan), where=bottom > 0)
 
-# %% ../nbs/40_evaluation.ipynb #1080305f
+# %% ../nbs/40_evaluation.ipynb #f872ecdd
 def pair_metrics(
     labels: np.ndarray,  # shape (n,), 0 or 1
     scores: np.ndarray,  # shape (n,), larger = more alike
@@ -245,7 +245,7 @@ def pair_metrics(
         "positives": positives,
     }
 
-# %% ../nbs/40_evaluation.ipynb #005b19b1
+# %% ../nbs/40_evaluation.ipynb #a651f78f
 def plot_precision_recall(
     labels: np.ndarray,  # shape (n,), 0 or 1
     scores: dict[str, np.ndarray],  # name of a model → its scores, shape (n,)
@@ -289,7 +289,7 @@ def plot_reliability(
     ax.legend()
     return ax
 
-# %% ../nbs/40_evaluation.ipynb #e9b81d02
+# %% ../nbs/40_evaluation.ipynb #f8151071
 def _metric_input(metric: str, scores: np.ndarray, threshold: float | None, name: str = "threshold") -> np.ndarray:
     "What `_weighted` reads: verdicts for a metric at a threshold, scores for the others."
     if metric not in _METRICS:
@@ -367,7 +367,7 @@ def _checked_resampling(n_resamples: int, level: float = 0.95) -> None:
     if n_resamples < 1 or not 0 < level < 1:
         raise ProdsimError(f"n_resamples {n_resamples} must be 1 or more, level {level} between 0 and 1")
 
-# %% ../nbs/40_evaluation.ipynb #d86b90d7
+# %% ../nbs/40_evaluation.ipynb #3a216c95
 def bootstrap_interval(
     labels: np.ndarray,  # shape (n,), 0 or 1
     scores: np.ndarray,  # shape (n,), larger = more alike
@@ -401,7 +401,7 @@ def bootstrap_interval(
     stretch = _stretch(_influence(metric, y, values), *codes) if len(codes) == 2 else 1.0
     return _percentiles(draws, level, centre, stretch, least=0.0)
 
-# %% ../nbs/40_evaluation.ipynb #893fbc67
+# %% ../nbs/40_evaluation.ipynb #21e8251f
 def paired_test(
     labels: np.ndarray,  # shape (n,), 0 or 1
     scores_a: np.ndarray,  # shape (n,), of model a on these pairs
@@ -483,7 +483,7 @@ def mcnemar(
     p_value = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
     return {"only_a_right": only_a, "only_b_right": only_b, "p_value": p_value}
 
-# %% ../nbs/40_evaluation.ipynb #9b5fc184
+# %% ../nbs/40_evaluation.ipynb #4986de7e
 def by_seen(
     labels: np.ndarray,  # shape (n,), 0 or 1
     scores: np.ndarray,  # shape (n,), larger = more alike
@@ -525,7 +525,7 @@ def report(
         result["by_seen"] = by_seen(y, s, threshold, seen)
     return result
 
-# %% ../nbs/40_evaluation.ipynb #94187b0c
+# %% ../nbs/40_evaluation.ipynb #9d746ce5
 def _ranked(relevance: object, scores: object) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     "One query's grades from the best score down, and for each document the start, size and number of its tie group."
     try:
@@ -641,7 +641,7 @@ def ranking_metrics(
     means = {name: float(np.mean([row[name] for row in kept])) if kept else None for name in rows[0]}
     return means | {"k": k, "n_queries": len(kept), "n_without_relevant": len(rows) - len(kept)}
 
-# %% ../nbs/40_evaluation.ipynb #386b6b1c
+# %% ../nbs/40_evaluation.ipynb #ff27c849
 def reliability(
     labels: np.ndarray,  # shape (n,), 0 or 1
     probabilities: np.ndarray,  # shape (n,), in [0, 1]
@@ -750,7 +750,7 @@ def _both_classes(y: np.ndarray) -> None:
     if y.all() or not y.any():
         raise ProdsimError(f"all {len(y)} labels are {int(y[0])}: calibration needs matches and non-matches")
 
-# %% ../nbs/40_evaluation.ipynb #0db6b17e
+# %% ../nbs/40_evaluation.ipynb #1f40ea97
 _KINDS = {
     "false_positive": (0, 1),
     "false_negative": (1, 0),

@@ -1,0 +1,333 @@
+"""Every chapter is listed, clean, executed and exported; and, run again here, it still shows what it claims."""
+
+import ast
+import copy
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+import links  # noqa: E402
+
+BIN = Path(sys.executable).parent
+CLAIM = "application/vnd.prodsim.claim+json"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+SMOKE_LIMIT = 120  # seconds; the aim is 30 on two quiet cores
+NOISE = re.compile(r"\d+%\||\d+(?:\.\d+)?\s?(?:it|s|ex|batch|examples)/(?:s|it)\b|\r|\w*Warning:|\x1b\[")
+
+EXPECTED = tomllib.loads((ROOT / "tests/notebooks/chapters.toml").read_text(encoding="utf-8"))
+PATHS = {path.relative_to(ROOT / "nbs").with_suffix("").as_posix(): path for path in links.chapters()}
+
+
+def read(name: str) -> dict:
+    "The committed JSON of a chapter."
+    return json.loads(PATHS[name].read_text(encoding="utf-8"))
+
+
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def code_cells(notebook: dict) -> list[dict]:
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def outputs(notebook: dict) -> list[dict]:
+    return [output for cell in code_cells(notebook) for output in cell["outputs"]]
+
+
+def claim_of(notebook: dict) -> dict:
+    "What the chapter recorded: exactly one claim, in its last cell."
+    records = [o["data"][CLAIM] for o in outputs(notebook) if CLAIM in o.get("data", {})]
+    assert len(records) == 1, f"{len(records)} claims recorded; a chapter makes one"
+    assert any(CLAIM in o.get("data", {}) for o in notebook["cells"][-1].get("outputs", [])), "not in the last cell"
+    return records[0]
+
+
+def lookup(metrics: object, path: str) -> object:
+    "The value at a dotted path; in a list of rows a step is the row's `system`."
+    for step in path.split("."):
+        if isinstance(metrics, list):
+            metrics = next(row for row in metrics if row["system"] == step)
+        else:
+            metrics = metrics[step]
+    return metrics
+
+
+def falls_short(metrics: dict, floors: dict[str, float]) -> dict[str, float]:
+    "Metrics below their floor. NaN is below every floor."
+    values = {path: lookup(metrics, path) for path in floors}
+    return {path: value for path, value in values.items() if not value >= floors[path]}
+
+
+def parameters(**options):
+    "Parametrise over all chapters; `long` and `data` marks from chapters.toml."
+    cases = []
+    for name in PATHS:
+        entry = EXPECTED.get(name, {})
+        marks = [pytest.mark.long(entry.get("seconds", 30))] if options.get("runs") else []
+        marks += [pytest.mark.data] if options.get("runs") and entry.get("needs") == "data" else []
+        if not options.get("mutations"):
+            cases.append(pytest.param(name, id=name, marks=marks))
+        for mutation in entry.get("mutations", []) if options.get("mutations") else []:
+            cases.append(pytest.param(name, mutation, id=f"{name}-{mutation}", marks=marks))
+    return pytest.mark.parametrize("name, mutation" if options.get("mutations") else "name", cases)
+
+
+# What stands in the repository
+
+
+@pytest.fixture(scope="module")
+def cleaned(tmp_path_factory) -> Path:
+    "A copy of the chapters after nbdev_clean."
+    folder = tmp_path_factory.mktemp("cleaned")
+    shutil.copy(ROOT / "settings.ini", folder)
+    shutil.copytree(ROOT / "nbs", folder / "nbs", ignore=shutil.ignore_patterns(".*"))
+    subprocess.run([BIN / "nbdev_clean"], cwd=folder, check=True, timeout=120)
+    return folder / "nbs"
+
+
+def test_every_chapter_has_an_entry():
+    assert list(EXPECTED) == list(PATHS), "tests/notebooks/chapters.toml lists the chapters of nbs/, in reading order"
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_entry_is_sound(name):
+    entry = EXPECTED[name]
+    assert set(entry) <= {"smoke", "mutations", "floors", "needs", "seconds"}
+    assert entry["mutations"], "a claim that nothing can break is no claim"
+    assert set(entry["floors"]) == {"smoke", "full"}
+    for floors in entry["floors"].values():
+        assert floors, "no metric is checked"
+        assert all(floor > 0 for floor in floors.values())
+
+
+@pytest.mark.parametrize("dead", [0.0, math.nan])
+@pytest.mark.parametrize("run", ["smoke", "full"])
+@parameters()
+def test_floors_catch_a_dead_metric(name, run, dead):
+    "Each recorded metric in turn is replaced by zero, then by NaN: its floor must notice."
+    floors = EXPECTED[name]["floors"][run]
+    metrics = claim_of(read(name))["metrics"]
+    for path in floors:
+        assert isinstance(lookup(metrics, path), int | float)
+        broken = copy.deepcopy(metrics)
+        parent, _, last = path.rpartition(".")
+        (lookup(broken, parent) if parent else broken)[last] = dead
+        assert path in falls_short(broken, floors)
+
+
+@parameters()
+def test_committed_run_reaches_its_floors(name):
+    assert not falls_short(claim_of(read(name))["metrics"], EXPECTED[name]["floors"]["full"])
+
+
+@parameters()
+def test_smoke_parameters_exist(name):
+    known = papermill.inspect_notebook(PATHS[name])
+    assert "MUTATION" in known
+    assert set(EXPECTED[name]["smoke"]) <= set(known), "papermill would inject an unknown parameter without effect"
+
+
+@parameters()
+def test_parameters_tag_survives_cleaning(name, cleaned):
+    for notebook in (read(name), json.loads((cleaned / f"{name}.ipynb").read_text(encoding="utf-8"))):
+        tags = [cell["metadata"].get("tags", []) for cell in notebook["cells"]]
+        assert tags.count(["parameters"]) == 1
+        assert all(t in ([], ["parameters"]) for t in tags)
+
+
+@parameters()
+def test_notebook_is_clean(name, cleaned):
+    assert PATHS[name].read_text(encoding="utf-8") == (cleaned / f"{name}.ipynb").read_text(encoding="utf-8"), (
+        "run: make notebooks, or nbdev_clean"
+    )
+    notebook = read(name)
+    nbformat.validate(nbformat.from_dict(notebook))
+    kernel = {"display_name": "python3", "language": "python", "name": "python3"}
+    assert notebook["metadata"] == {"kernelspec": kernel}
+    for cell in notebook["cells"]:
+        lines = cell["source"]
+        assert isinstance(lines, list), "Quarto loses the line breaks of a source that is one string"
+        assert all(line.endswith("\n") for line in lines[:-1]) and all("\n" not in line[:-1] for line in lines)
+
+
+@parameters()
+def test_notebook_is_committed_with_its_outputs(name):
+    notebook = read(name)
+    claim = claim_of(notebook)
+    assert claim["holds"] and claim["mutation"] == ""
+    assert claim["mutations"] == EXPECTED[name]["mutations"]
+    kinds = {kind for output in outputs(notebook) for kind in output.get("data", {})}
+    assert kinds & {"image/png", "image/svg+xml"}, "no figure"
+    noisy = []
+    for output in outputs(notebook):
+        assert output["output_type"] != "error", "an error output is committed"
+        assert output.get("name") != "stderr", f"stderr is committed: {''.join(output['text'])[:200]}"
+        assert WIDGET not in output.get("data", {}), "a progress widget is committed"
+        shown = "".join(output.get("text", [])) + "".join(output.get("data", {}).get("text/plain", []))
+        noisy += [shown[:200]] if NOISE.search(shown) or str(ROOT) in shown or str(Path.home()) in shown else []
+    assert not noisy, "progress, warnings or this machine's paths in the outputs"
+
+
+@parameters()
+def test_opening(name):
+    "Title, promise and badge first; the install cell before any other code."
+    config = links.settings()
+    notebook = read(name)
+    opening = source(notebook["cells"][0])
+    assert opening.startswith("# ")
+    assert re.search(r"^> \S", opening, re.MULTILINE), "no quoted sentence that says what the chapter shows"
+    assert links.badge(f"nbs/{name}.ipynb", config) in opening
+    code = [text for text in map(source, code_cells(notebook)) if not text.startswith("#| default_exp")]
+    assert code[0].strip() == links.install_cell(config)
+
+
+def test_links_agree_with_settings():
+    differ = [str(path.relative_to(ROOT)) for path in links.rewritten()]
+    assert not differ, "run: make links"
+
+
+def test_no_function_is_defined_in_two_chapters():
+    "Code copied from chapter to chapter drifts; what two need is exported by one."
+    defined = {}
+    for name in PATHS:
+        for cell in code_cells(read(name)):
+            text = re.sub(r"^(\s*)[%!].*$", r"\1pass", source(cell), flags=re.MULTILINE)
+            for node in ast.parse(text).body:
+                if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                    defined.setdefault(node.name, set()).add(name)
+    assert not {function: sorted(names) for function, names in defined.items() if len(names) > 1}
+
+
+def test_package_is_what_the_chapters_export(tmp_path):
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    shutil.copytree(ROOT / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".*"))
+    (tmp_path / "prodsim").mkdir()
+    shutil.copy(ROOT / "prodsim/__init__.py", tmp_path / "prodsim")
+    subprocess.run([BIN / "nbdev_export"], cwd=tmp_path, check=True, timeout=120)
+    exported = {p.relative_to(tmp_path).as_posix(): p.read_text() for p in tmp_path.glob("prodsim/**/*.py")}
+    committed = {p.relative_to(ROOT).as_posix(): p.read_text() for p in ROOT.glob("prodsim/**/*.py")}
+    assert set(exported) == set(committed), "a module without a chapter, or a chapter without its module"
+    assert not [path for path in exported if exported[path] != committed[path]], "run: make export"
+
+
+def test_package_needs_no_nbdev():
+    "Colab and importers never meet nbdev and its version caps."
+    for path in ROOT.glob("prodsim/**/*.py"):
+        names = []
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names.append(node.module or "")
+        assert not {name.split(".")[0] for name in names} & {"nbdev", "fastcore", "execnb"}, path
+
+
+def test_book_lists_every_chapter():
+    book = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
+    assert book["ipynb-filters"] == ["nbdev_filter"]
+    assert book["execute"] == {"enabled": False}
+    listed = list(book_files(book["book"]["chapters"] + book["book"].get("appendices", [])))
+    assert all((ROOT / path).is_file() for path in listed), "_quarto.yml names a file that is not there"
+    assert [p for p in listed if p.endswith(".ipynb")] == [f"nbs/{name}.ipynb" for name in PATHS]
+    assert listed[0] == "index.qmd" and "{{< include README.md >}}" in (ROOT / "index.qmd").read_text()
+
+
+def book_files(entries: list):
+    "Files named in a list of chapters and parts."
+    for entry in entries:
+        if isinstance(entry, str):
+            yield entry
+        else:
+            yield from [entry["part"]] if str(entry.get("part", "")).endswith((".qmd", ".ipynb")) else []
+            yield from book_files(entry["chapters"])
+
+
+@parameters()
+def test_book_filter_reads_the_chapter(name):
+    "As Quarto calls it: the notebook on stdin, the filtered notebook on stdout."
+    text = PATHS[name].read_text(encoding="utf-8")
+    result = subprocess.run(
+        [BIN / "nbdev_filter"], input=text, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=120
+    )
+    assert result.returncode == 0, result.stderr[-1500:]
+    page = json.loads(result.stdout)
+    for cell in page["cells"]:
+        cell.pop("has_sd", None)  # nbdev's own mark, which Quarto ignores
+    nbformat.validate(nbformat.from_dict(page))
+    shown = "\n".join(source(cell) for cell in page["cells"])
+    assert source(read(name)["cells"][0]).splitlines()[0] in shown, "the title is lost"
+    assert "google.colab" not in shown, "the install cell belongs to Colab, not to the page"
+    assert not re.search(r"^#\| (hide|export|default_exp)", shown, re.MULTILINE), "a directive is left on the page"
+
+
+# What a run shows
+
+
+def run(name: str, folder: Path, **values) -> tuple[dict, float]:
+    "Execute a chapter with papermill as it would run in nbs/, but writing beside a copy; returns it and its seconds."
+    shutil.copytree(ROOT / "nbs", folder / "nbs", ignore=shutil.ignore_patterns(".*", "*.ipynb"))
+    begun = time.perf_counter()
+    backend = os.environ.pop("MPLBACKEND", None)  # kernels draw inline, as in Jupyter
+    try:
+        papermill.execute_notebook(
+            PATHS[name],
+            folder / "executed.ipynb",
+            parameters=values,
+            kernel_name="python3",
+            cwd=folder / "nbs",
+            progress_bar=False,
+            extra_arguments=["--IPKernelApp.log_level=40"],  # else each kernel warns that it talks over TCP
+        )
+    finally:
+        if backend:
+            os.environ["MPLBACKEND"] = backend
+    return json.loads((folder / "executed.ipynb").read_text(encoding="utf-8")), time.perf_counter() - begun
+
+
+def check(name: str, notebook: dict, floors: dict[str, float], mutation: str = "") -> None:
+    "The claim of a run made without mutation holds, and its metrics reach their floors."
+    claim = claim_of(notebook)
+    assert claim["mutation"] == mutation
+    assert claim["mutations"] == EXPECTED[name]["mutations"]
+    assert claim["holds"], claim
+    assert not falls_short(claim["metrics"], floors), claim
+
+
+@parameters(runs=True)
+def test_smoke(name, tmp_path, record_property):
+    notebook, seconds = run(name, tmp_path, **EXPECTED[name]["smoke"])
+    record_property("seconds", round(seconds, 1))
+    check(name, notebook, EXPECTED[name]["floors"]["smoke"])
+    assert seconds < SMOKE_LIMIT, f"{seconds:.0f} s at smoke parameters; the aim is 30"
+
+
+@pytest.mark.full
+@parameters(runs=True)
+def test_readers_defaults(name, tmp_path, record_property):
+    notebook, seconds = run(name, tmp_path)
+    record_property("seconds", round(seconds, 1))
+    check(name, notebook, EXPECTED[name]["floors"]["full"])
+
+
+@pytest.mark.full
+@parameters(runs=True, mutations=True)
+def test_claim_fails_under_mutation(name, mutation, tmp_path):
+    notebook, _ = run(name, tmp_path, **EXPECTED[name]["smoke"], MUTATION=mutation)
+    claim = claim_of(notebook)
+    assert claim["mutation"] == mutation, "the chapter does not know of the mutation"
+    assert not claim["holds"], f"'{claim['text']}' still holds with {mutation}: {claim['metrics']}"

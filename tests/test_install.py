@@ -1,0 +1,241 @@
+"""The doors people come in by: the README's commands, a fresh Colab runtime, a plain import."""
+
+import ast
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+import links  # noqa: E402
+
+BIN = Path(sys.executable).parent
+CHAPTERS = {path.relative_to(ROOT / "nbs").with_suffix("").as_posix(): path for path in links.chapters()}
+
+
+# The README's commands
+
+
+@pytest.mark.parametrize(
+    "target", ["run", "test", "test-full", "lab", "book", "bench", "results", "notebooks", "links"]
+)
+def test_make_target_refers_to_what_is_there(target):
+    result = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for tool in re.findall(r"\btools/\w+\.py", result.stdout):
+        assert (ROOT / tool).is_file()
+    for command in re.findall(r"bin/prodsim\" (\w+)", result.stdout):
+        shown = subprocess.run([BIN / "prodsim", command, "--help"], capture_output=True, text=True)
+        assert shown.returncode == 0, shown.stderr
+
+
+def test_make_alone_lists_the_targets():
+    result = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for target in ("run", "test", "lab", "book", "bench"):
+        assert re.search(rf"^  make {target}\s+\S", result.stdout, re.MULTILINE)
+
+
+def test_readme_names_the_two_commands_and_ci_calls_one():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"^make run\b", readme, re.MULTILINE) and re.search(r"^make test\b", readme, re.MULTILINE)
+    script = ROOT / ".ci/run"
+    assert os.access(script, os.X_OK) and "make test" in script.read_text(encoding="utf-8")
+
+
+def test_readme_results_are_those_stored():
+    import readme  # the tool: it imports prodsim.evidence, which the other tests here do without
+
+    assert readme.filled() == readme.README.read_text(encoding="utf-8"), "run: .venv/bin/python tools/readme.py"
+
+
+def test_readme_code_names_what_there_is():
+    "Every import, method and option that the README shows exists; the chapters run the same calls."
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    for node in ast.parse(example).body:
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            assert not [alias.name for alias in node.names if not hasattr(module, alias.name)]
+    commands = re.findall(r"^prodsim (\w+)(.*?)(?:\s+#.*)?$", readme, re.MULTILINE)
+    assert {command for command, _ in commands} >= {"datasets", "train", "evaluate", "score", "embed"}
+    for command, rest in commands:
+        shown = subprocess.run([BIN / "prodsim", command, "--help"], capture_output=True, text=True, check=True).stdout
+        assert not [option for option in re.findall(r"--[\w-]+", rest) if option not in shown], command
+
+
+def test_old_python_is_refused_with_one_line(tmp_path):
+    old = tmp_path / "python3.10"
+    old.write_text('#!/bin/sh\ncase "$2" in *exit*) exit 1;; *) echo 3.10.9;; esac\n')
+    old.chmod(0o755)
+    result = subprocess.run(
+        ["make", "install", f"PYTHON={old}", f"VENV={tmp_path / 'venv'}"], cwd=ROOT, capture_output=True, text=True
+    )
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("make:")]
+    assert result.returncode != 0 and len(lines) == 1
+    assert "3.11" in lines[0] and "3.10.9" in lines[0]
+    assert not (tmp_path / "venv").exists()
+
+
+def test_links_in_readme_lead_somewhere():
+    for page in ("README.md", "CONTRIBUTING.md"):
+        targets = re.findall(r"\]\((?!https?://|#)([^)#]+)", (ROOT / page).read_text(encoding="utf-8"))
+        assert not [target for target in targets if not (ROOT / target).exists()], page
+
+
+# import prodsim
+
+
+def test_the_installed_package_is_this_tree(tmp_path):
+    "Asked from another folder, as a kernel would: an environment that two checkouts share tests the wrong one."
+    code = "import prodsim; print(prodsim.__file__)"
+    place = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=tmp_path).strip()
+    assert Path(place) == ROOT / "prodsim/__init__.py"
+
+
+def test_import_is_light():
+    code = """
+        import sys, time
+        begun = time.perf_counter()
+        import prodsim
+        seconds = time.perf_counter() - begun
+        heavy = {"torch", "transformers", "sentence_transformers", "datasets", "pandas", "sklearn", "matplotlib"}
+        print(seconds, *sorted(heavy & set(sys.modules)))
+    """
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    seconds, *loaded = result.stdout.split()
+    assert not loaded
+    assert float(seconds) < 0.5
+
+
+# Colab: torch is already there, the package comes without constraints, google.colab is loaded
+
+RUNTIME = """
+    import json, sys
+    import google.colab
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell.instance()
+    for cell in json.load(open(sys.argv[1], encoding="utf-8")):
+        result = shell.run_cell(cell)
+        if not result.success:
+            sys.exit(f"failed in Colab:\\n{cell}\\n{result.error_before_exec or result.error_in_exec!r}")
+    import prodsim
+    print("\\nCOLAB", prodsim.__file__)
+"""
+
+
+def torch_wanted() -> str:
+    "The torch that Colab's place holds: PRODSIM_TEST_TORCH, or the one pinned in constraints.txt."
+    pinned = re.search(r"^torch==\S+", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    return os.environ.get("PRODSIM_TEST_TORCH") or pinned.group(0)
+
+
+@pytest.fixture(scope="module")
+def colab(tmp_path_factory):
+    "A fresh environment with IPython and torch, a stub google.colab, and a copy of the tree to install from."
+    home = tmp_path_factory.mktemp("colab")
+    subprocess.run([sys.executable, "-m", "venv", home / "venv"], check=True)
+    python = home / "venv/bin/python"
+    subprocess.run([python, "-m", "pip", "install", "-q", "ipython", "matplotlib-inline", torch_wanted()], check=True)
+    stub = home / "stub/google/colab"
+    stub.mkdir(parents=True)
+    (stub / "__init__.py").touch()
+    (stub.parent / "__init__.py").touch()
+    (home / "runtime.py").write_text(textwrap.dedent(RUNTIME), encoding="utf-8")
+    # A copy: building in the tree itself would leave build/ behind, and would find what an older build left there.
+    tree = home / "tree"
+    tree.mkdir()
+    for name in ("setup.py", "settings.ini", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    shutil.copytree(ROOT / "prodsim", tree / "prodsim", ignore=shutil.ignore_patterns("__pycache__"))
+    return home
+
+
+def opening_cells(path: Path) -> list[str]:
+    "A chapter's code up to and including its parameters: what every reader runs first."
+    cells = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            cells.append("".join(cell["source"]))
+        if "parameters" in cell["metadata"].get("tags", []):
+            return cells
+    raise AssertionError(f"{path.name} has no parameters cell")
+
+
+def torch_version(home: Path) -> str:
+    code = "import importlib.metadata as m; print(m.version('torch'))"
+    return subprocess.check_output([home / "venv/bin/python", "-c", code], text=True).strip()
+
+
+def open_in_colab(name: str, home: Path, package: Path) -> Path:
+    """Run the opening cells of a chapter in a process of its own, as a new runtime would.
+
+    The install cell installs `package`, a source tree or a wheel. Returns the file prodsim was imported from."""
+    cells = home / "cells.json"
+    cells.write_text(json.dumps(opening_cells(CHAPTERS[name])), encoding="utf-8")
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "MPLBACKEND")}
+    environment |= {"PYTHONPATH": str(home / "stub"), "PRODSIM_SOURCE": package.as_uri()}
+    result = subprocess.run(
+        [home / "venv/bin/python", home / "runtime.py", cells],
+        cwd=home,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    return Path(re.search(r"^COLAB (\S+)$", result.stdout, re.MULTILINE).group(1))
+
+
+@pytest.fixture(scope="module")
+def colab_package(colab) -> Path:
+    "The folder of prodsim as the first chapter's install cell put it there, from the source tree."
+    before = torch_version(colab)
+    place = open_in_colab(next(iter(CHAPTERS)), colab, colab / "tree")
+    assert torch_version(colab) == before, "the install cell replaced Colab's torch"
+    return place.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(colab, colab_package) -> Path:
+    "The same package as a wheel: pip knows that it is installed already, where it would build a tree once a chapter."
+    command = [colab / "venv/bin/python", "-m", "pip", "wheel", "-q", "--no-deps", "-w", colab / "dist", colab / "tree"]
+    subprocess.run(command, check=True)
+    (built,) = (colab / "dist").glob("*.whl")
+    return built
+
+
+@pytest.mark.long(200)
+@pytest.mark.xdist_group("colab")
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_chapter_opens_in_colab(name, colab, wheel):
+    before = torch_version(colab)
+    place = open_in_colab(name, colab, wheel)
+    assert torch_version(colab) == before, "the install cell replaced Colab's torch"
+    assert place.is_relative_to(colab / "venv"), "not the installed package"
+
+
+@pytest.mark.long(199)
+@pytest.mark.xdist_group("colab")
+def test_installed_package_carries_its_data(colab_package):
+    "Registry and stored results reach whoever installs the package, not only whoever has the tree."
+    here = {p.relative_to(ROOT / "prodsim") for p in (ROOT / "prodsim").rglob("*") if p.is_file()}
+    wanted = {path for path in here if "__pycache__" not in path.parts and not path.name.startswith(".")}
+    assert Path("registry.csv") in wanted
+    assert not {str(path) for path in wanted if not (colab_package / path).is_file()}
+
+
+@pytest.mark.long(198)
+@pytest.mark.xdist_group("colab")
+def test_command_line_is_installed(colab, colab_package):
+    result = subprocess.run([colab / "venv/bin/prodsim", "--help"], capture_output=True, text=True, cwd=colab)
+    assert result.returncode == 0, result.stderr
+    for command in ("datasets", "fetch", "train", "evaluate", "score", "embed"):
+        assert command in result.stdout
