@@ -6,7 +6,7 @@
 __all__ = ['app', 'Data', 'Model', 'Json', 'USAGE_ERRORS', 'datasets', 'fetch', 'train', 'evaluate', 'score', 'embed', 'results',
            'bench', 'main']
 
-# %% ../nbs/91_cli.ipynb #47d4b112
+# %% ../nbs/91_cli.ipynb #4433c16e
 import json
 import os
 import sys
@@ -18,7 +18,7 @@ import typer
 from . import __version__
 from .core import ProdsimError, _plain
 
-# %% ../nbs/91_cli.ipynb #78f79c7d
+# %% ../nbs/91_cli.ipynb #2ef7f57f
 app = typer.Typer(
     name="prodsim",
     help="From product pairs to a fine-tuned, honestly measured similarity model.",

@@ -7,7 +7,7 @@ __all__ = ['colors', 'CLAIM_MIME', 'ProdsimError', 'atomic_file', 'atomic_dir', 
            'cpu_flags', 'device_name', 'has_bf16', 'machine', 'revision', 'seed_everything', 'hash_text',
            'figure_style', 'quiet', 'setup', 'claim']
 
-# %% ../nbs/92_core.ipynb #fafa1f6f
+# %% ../nbs/92_core.ipynb #1e924954
 import contextlib
 import hashlib
 import json
@@ -26,11 +26,11 @@ from pathlib import Path
 
 import numpy as np
 
-# %% ../nbs/92_core.ipynb #15c40373
+# %% ../nbs/92_core.ipynb #fbf9a858
 class ProdsimError(Exception):
     "An error that a user can cause and mend: one line that says what, where and what to do."
 
-# %% ../nbs/92_core.ipynb #5e9ac4e9
+# %% ../nbs/92_core.ipynb #73d1a5a0
 @contextlib.contextmanager
 def atomic_file(
     path: str | Path,  # where the file shall stand
@@ -119,7 +119,15 @@ def _plain(value: object) -> object:
         return str(value)
     raise TypeError(f"{type(value).__name__} is not JSON")
 
-# %% ../nbs/92_core.ipynb #35baedb2
+# %% ../nbs/92_core.ipynb #6f6fdbec
+def _installed(distribution: str) -> str | None:
+    "Version of an installed distribution, or None."
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def cpu_flags() -> set[str]:  # empty where the system does not list them
     "Instruction sets of the processor, as Linux names them."
     try:
@@ -202,7 +210,7 @@ def revision() -> dict:  # {"commit": 40 hex digits or None, "clean": bool, "ver
     clean = commit is not None and git("status", "--porcelain", "--", ".", ":!prodsim/results") == ""
     return {"commit": commit, "clean": clean, "version": prodsim.__version__}
 
-# %% ../nbs/92_core.ipynb #bf4b7d2e
+# %% ../nbs/92_core.ipynb #deb68c35
 def seed_everything(
     seed: int,  # any integer from 0 to 2**32 - 1
 ) -> None:
@@ -221,7 +229,7 @@ def hash_text(
     "A short name of a text that is the same on every machine (64-bit BLAKE2b)."
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
-# %% ../nbs/92_core.ipynb #052c8fea
+# %% ../nbs/92_core.ipynb #75250d62
 colors = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000", "#F0E442"]  # Okabe and Ito
 
 
@@ -249,7 +257,7 @@ def figure_style() -> None:
         }
     )
 
-# %% ../nbs/92_core.ipynb #ddbb821e
+# %% ../nbs/92_core.ipynb #52ed3aae
 def quiet() -> None:
     "Libraries say what is wrong, not what they are doing: no progress bars, no advice, in a saved chapter."
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
@@ -266,14 +274,6 @@ def quiet() -> None:
         import datasets
 
         datasets.disable_progress_bars()
-
-
-def _installed(distribution: str) -> str | None:
-    "Version of an installed distribution, or None."
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def setup(
@@ -293,7 +293,7 @@ def setup(
             print("No GPU: the defaults of this chapter are sized for two CPU cores.")
     return facts["device"]
 
-# %% ../nbs/92_core.ipynb #a99405fc
+# %% ../nbs/92_core.ipynb #43d959ba
 def claim(
     text: str,  # what the chapter shows, one sentence
     holds: bool,  # whether it held in this run

@@ -8,7 +8,7 @@ __all__ = ['DEFAULT_MODEL', 'WHEEL_SHA256', 'UNKNOWN_LIMIT', 'KINDS', 'PRECISION
            'classification_head', 'save_model', 'write_model', 'check_run_folder', 'read_run', 'load_model',
            'score_file', 'embed_file']
 
-# %% ../nbs/30_encoders.ipynb #a75918cf
+# %% ../nbs/30_encoders.ipynb #e64727c2
 import copy
 import json
 from collections.abc import Iterable, Mapping
@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from .core import ProdsimError, atomic_dir, atomic_file, device_name, has_bf16, quiet, restore_dir, write_json
 from .data import stream_pairs, stream_records
 
-# %% ../nbs/30_encoders.ipynb #6b9b26cb
+# %% ../nbs/30_encoders.ipynb #2949d007
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 WHEEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -93,7 +93,7 @@ def resolve_model(
         )
     return folder
 
-# %% ../nbs/30_encoders.ipynb #92bac5bc
+# %% ../nbs/30_encoders.ipynb #66dc0f5c
 @dataclass(frozen=True)
 class TextFormat:
     "How a record is turned into one text; stored with every model, because a model reads only what it was trained on."
@@ -175,7 +175,7 @@ def _end(spans: list[tuple[int, int]], n: int) -> int:
         n -= 1
     return spans[n - 1][1] if n else 0
 
-# %% ../nbs/30_encoders.ipynb #aa0555c1
+# %% ../nbs/30_encoders.ipynb #842e0119
 UNKNOWN_LIMIT = 0.10  # share of [UNK] tokens above which an encoder is refused
 
 
@@ -210,7 +210,7 @@ def check_readable(
         )
     return share
 
-# %% ../nbs/30_encoders.ipynb #87fbc641
+# %% ../nbs/30_encoders.ipynb #a866d405
 KINDS = ("bi", "cross")
 PRECISIONS = ("auto", "bf16", "fp32")  # of scoring
 
@@ -244,7 +244,7 @@ class PairModel:
         pairs: Dataset | pd.DataFrame,  # columns left_<attribute>, right_<attribute>
     ) -> tuple[list[str], list[str]]:  # the left and the right texts
         "The texts of both sides."
-        return tuple(self.texts(_side(pairs, side, self.text_format.attributes)) for side in ("left", "right"))
+        return tuple(self.texts(_side_columns(pairs, side, self.text_format.attributes)) for side in ("left", "right"))
 
     def score(
         self,
@@ -306,7 +306,7 @@ class PairModel:
         return self._fast
 
 
-def _side(pairs: Dataset | pd.DataFrame, side: str, names: Iterable[str]) -> dict[str, list]:
+def _side_columns(pairs: Dataset | pd.DataFrame, side: str, names: Iterable[str]) -> dict[str, list]:
     columns = pairs.columns if isinstance(pairs, pd.DataFrame) else pairs.column_names
     return {a: list(pairs[f"{side}_{a}"]) for a in names if f"{side}_{a}" in columns}
 
@@ -356,7 +356,7 @@ def _position_limit(tokenizer, config) -> int:
     offset = 2 if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert") else 0
     return min([k - offset for k in known if k and k < 10**6], default=512)
 
-# %% ../nbs/30_encoders.ipynb #1cf9c7df
+# %% ../nbs/30_encoders.ipynb #4790d84e
 def scoring_copy(
     encoder,  # a SentenceTransformer or CrossEncoder
     kind: str,  # "bi" or "cross"
@@ -398,7 +398,7 @@ def classification_head(
             return getattr(model, name)
     raise ProdsimError(f"{type(model).__name__} has no classification head named classifier or score")
 
-# %% ../nbs/30_encoders.ipynb #3f114c7d
+# %% ../nbs/30_encoders.ipynb #bf9b6326
 def save_model(
     model: PairModel,  # what to save
     path: str | Path,  # a folder; an older model there stays whole until the new one is
@@ -493,7 +493,7 @@ def load_model(
         encoder = CrossEncoder(str(part), device=device, model_kwargs=weights)
     return PairModel(kind, encoder, text_format, run.get("threshold"), run, precision)
 
-# %% ../nbs/30_encoders.ipynb #b9a53986
+# %% ../nbs/30_encoders.ipynb #e2284749
 def score_file(
     model: PairModel,  # a model with or without a threshold
     path: str | Path,  # pairs: .csv, .tsv, .jsonl or .parquet with left_… and right_… columns

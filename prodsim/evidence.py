@@ -7,7 +7,7 @@ __all__ = ['RESULTS', 'SYSTEMS', 'results_folder', 'evaluate', 'ledger_path', 'n
            'scored_pairs', 'recompute', 'differences', 'queue', 'pending', 'run_cell', 'summary', 'markdown_table',
            'bench']
 
-# %% ../nbs/60_evidence.ipynb #672182e0
+# %% ../nbs/60_evidence.ipynb #e78f0e13
 import gzip
 import io
 import json
@@ -28,7 +28,7 @@ from .core import ProdsimError, atomic_file, machine, revision, write_json
 from .data import data_hash, load_pairs, record_ids, seen_status
 from .evaluation import best_threshold, lexical_scores, report
 
-# %% ../nbs/60_evidence.ipynb #02d96728
+# %% ../nbs/60_evidence.ipynb #d26d8c1c
 RESULTS = Path(prodsim.__file__).parent / "results"  # package data: what commands wrote
 
 
@@ -61,7 +61,7 @@ def evaluate(
     metrics = report(np.asarray(pairs[split]["label"]), scores, threshold, seen_status(pairs, split), n_resamples, seed)
     return {**metrics, "split": split, "threshold_from": chosen_on, "pairs_per_second": len(scores) / seconds}, scores
 
-# %% ../nbs/60_evidence.ipynb #8be0f8a1
+# %% ../nbs/60_evidence.ipynb #c4ee77b5
 def ledger_path() -> Path:
     "`PRODSIM_LEDGER` if set, else `test_ledger.jsonl` among the results."
     return Path(os.environ.get("PRODSIM_LEDGER", results_folder() / "test_ledger.jsonl"))
@@ -87,7 +87,7 @@ def ledger() -> pd.DataFrame:  # when, data, what, why, commit, clean, version
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return pd.DataFrame([json.loads(line) for line in lines], columns=["when", "data", "what", "why", "commit", "clean", "version"])
 
-# %% ../nbs/60_evidence.ipynb #6ff13f3d
+# %% ../nbs/60_evidence.ipynb #fc6021b3
 def _write_gz(path: Path, table: pd.DataFrame) -> None:
     # No name and no time in the header: the same table gives the same bytes.
     buffer = io.BytesIO()
@@ -182,7 +182,7 @@ def differences(
     compare(result["name"], result["metrics"], recompute(result))
     return found
 
-# %% ../nbs/60_evidence.ipynb #3de2be00
+# %% ../nbs/60_evidence.ipynb #b1c6d1c9
 def queue() -> list[dict]:  # name, data, system, seed, why
     "The cells of `results/queue.toml`, in order."
     path = results_folder() / "queue.toml"
@@ -274,7 +274,7 @@ def run_cell(
     path = store(cell["name"], pairs, scores, metrics, {**about, "command": command})
     return json.loads(path.read_text(encoding="utf-8"))
 
-# %% ../nbs/60_evidence.ipynb #0668dca3
+# %% ../nbs/60_evidence.ipynb #9d029d61
 def summary(
     results: list[dict] | None = None,  # None: all stored ones on test splits
 ) -> pd.DataFrame:  # one row per data set and system: mean and spread over seeds
@@ -329,7 +329,7 @@ def markdown_table() -> str:  # for the README
         lines.append(f"| {data} | {first['n']:,} ({first['matches']}) | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
-# %% ../nbs/60_evidence.ipynb #e3ecc25e
+# %% ../nbs/60_evidence.ipynb #aa444caf
 def bench(
     pairs: int = 256,  # test pairs of the medium shop that are scored
     repeats: int = 3,  # rounds; each round measures every row once

@@ -8,7 +8,7 @@ __all__ = ['UNITS', 'CATEGORIES', 'COLOURS', 'ABBREVIATIONS', 'MARKETING', 'SERI
            'reformat_model', 'write_offer', 'tokens', 'Shop', 'simulate', 'load', 'measure_pairs', 'measure_anchors',
            'read_anchors']
 
-# %% ../nbs/21_shop.ipynb #4d75c1fc
+# %% ../nbs/21_shop.ipynb #1073121f
 import dataclasses
 import functools
 import json
@@ -29,7 +29,7 @@ from .core import ProdsimError
 if TYPE_CHECKING:
     import datasets
 
-# %% ../nbs/21_shop.ipynb #74bcb78d
+# %% ../nbs/21_shop.ipynb #832a0a08
 # unit: ways to spell one measure, as (format, factor from the catalogue's unit); the catalogue uses the first.
 UNITS = {
     "en": {
@@ -266,7 +266,7 @@ SERIES = {
 EDITIONS = {"en": ("", "", "", " Pro", " Plus", " Lite", " Max", " SE", " Air", " II", " 200", " X"),
             "zh": ("", "", "", "Pro", "Plus", "青春版", "Max", "旗舰版", "Air", "二代", "S", "X")}  # fmt: skip
 
-# %% ../nbs/21_shop.ipynb #4c0f1f7f
+# %% ../nbs/21_shop.ipynb #9ba601cd
 def _stream(
     seed: int,  # the shop's seed
     part: str,  # "lexicon", "catalogue", "sellers", "offers", "pairs": a new part takes a new name
@@ -280,7 +280,7 @@ def _uniforms(rng: np.random.Generator, block: int = 4096) -> Iterator[float]:
     while True:
         yield from rng.random(block).tolist()
 
-# %% ../nbs/21_shop.ipynb #e4d4608a
+# %% ../nbs/21_shop.ipynb #7787ac21
 def _brands(rng: np.random.Generator, language: str, n: int = 48) -> tuple[np.ndarray, np.ndarray]:
     "Invented brands and the longer name some sellers use."
     onsets = "B Br C D F G H J K Kr L M N P Qu R S St T Tr V W Y Z".split()
@@ -298,7 +298,7 @@ def _brands(rng: np.random.Generator, language: str, n: int = 48) -> tuple[np.nd
     both = rng.permutation([a + b for a in firsts for b in seconds])[:n]
     return np.array(both, object), np.array([f"{b}/{z}" for b, z in zip(latin, both, strict=True)], object)
 
-# %% ../nbs/21_shop.ipynb #45e7041d
+# %% ../nbs/21_shop.ipynb #00d11ca2
 def _measure_speller(language: str):
     "A function that spells (value, unit) in one of the forms of `UNITS`; it remembers, as a shop has few measures."
     forms = UNITS[language]
@@ -323,13 +323,13 @@ def _join(parts: Iterable[str], language: str = "en") -> str:
         out += " " + p if out and out[-1].isascii() and p[0].isascii() else p
     return out
 
-# %% ../nbs/21_shop.ipynb #679252af
+# %% ../nbs/21_shop.ipynb #25ef46a5
 def catalogue(
     products: int,  # number of products
     seed: int = 0,
     language: str = "en",  # "en" or "zh"
 ) -> pd.DataFrame:  # one product a row; columns as in `Shop.catalogue`
-    "The true products: families of two to five variants, of different colour, size, capacity or model suffix."
+    "The true products: families whose variants differ from the first in colour, size, capacity or suffix."
     rng, words = _stream(seed, "catalogue"), _stream(seed, "lexicon")
     brands, makers = _brands(words, language)
     names = list(CATEGORIES)
@@ -394,7 +394,7 @@ def catalogue(
     out.insert(0, "id", [f"p{x:06d}" for x in range(products)])
     return out
 
-# %% ../nbs/21_shop.ipynb #b5f35dc5
+# %% ../nbs/21_shop.ipynb #10927fd2
 @dataclass(frozen=True)
 class Difficulty:
     "Every knob of the simulator. Rates are probabilities in [0, 1]; at 0 an operation never happens."
@@ -422,7 +422,7 @@ class Difficulty:
     wrong_price: float = 0.0  # a price is off by a factor of ten or two
     offers: float = 4.0  # mean number of offers of a product (at least 3)
 
-# %% ../nbs/21_shop.ipynb #4fa4771b
+# %% ../nbs/21_shop.ipynb #70eca5b3
 Draw = Callable[[], float]  # the next number in [0, 1)
 
 
@@ -439,7 +439,7 @@ def _short_form(word: str) -> str:
         word.lower(), word[:4] + "." if len(word) > 6 and word.isascii() and word.isalpha() else ""
     )
 
-# %% ../nbs/21_shop.ipynb #70ea4b46
+# %% ../nbs/21_shop.ipynb #c89a0cd0
 def drop_words(words: list[str], rate: float, draw: Draw, keep: str = "") -> tuple[list[str], int]:
     "Leave words out, but not the one to keep."
     out = [w for w in words if w == keep or draw() >= rate]
@@ -477,7 +477,7 @@ def _shuffle(parts: list, draw: Draw) -> list:
         parts[i], parts[j] = parts[j], parts[i]
     return parts
 
-# %% ../nbs/21_shop.ipynb #ab92a5ca
+# %% ../nbs/21_shop.ipynb #09a446bd
 def reformat_model(model: str, form: int) -> str:
     "One of five spellings of a model number: DV-3800BK, DV3800BK, dv3800bk, DV 3800BK, DV-3800-BK."
     head, tail = model.split("-", 1)
@@ -491,7 +491,7 @@ def reformat_model(model: str, form: int) -> str:
         return f"{head}-{tail[:4]}-{tail[4:]}" if tail[4:] else f"{head}-{tail}"
     return model
 
-# %% ../nbs/21_shop.ipynb #d53fc0a7
+# %% ../nbs/21_shop.ipynb #6a78d19e
 _ORDERS = (  # attribute orders seen in real titles; the first is the catalogue's
     "brand series model size capacity features noun colour",
     "brand model series size noun features capacity colour",
@@ -659,7 +659,7 @@ def _describe(slots: dict, features: list[str], kind: int, detail: int, draw: Dr
         return f"{slots['series']}{slots['noun']}，{comma.join(told[:3])}，品质生活之选"
     return f"the {slots['series']} {slots['noun']} with {comma.join(told[:3])}, {slots['colour']} finish"
 
-# %% ../nbs/21_shop.ipynb #f2010244
+# %% ../nbs/21_shop.ipynb #945ad7a3
 def _offers(
     catalogue: pd.DataFrame, sellers: pd.DataFrame, seed: int, knobs: Difficulty, language: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -686,7 +686,7 @@ def _offers(
     done.insert(0, "offer_id", ids)
     return offers, done
 
-# %% ../nbs/21_shop.ipynb #33b5399c
+# %% ../nbs/21_shop.ipynb #9634231b
 ATTRIBUTES = ("title", "description", "brand", "price")
 _TOKEN = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff_]+")
 
@@ -695,7 +695,7 @@ def tokens(text: str) -> set[str]:
     "Words in lower case; each Chinese character counts as a word."
     return set(_TOKEN.findall(text.lower()))
 
-# %% ../nbs/21_shop.ipynb #fe3605b1
+# %% ../nbs/21_shop.ipynb #1e0a9c9d
 def _nearest(catalogue: pd.DataFrame, k: int = 8) -> list[list[int]]:
     "Row numbers of the k products with the highest token overlap: same category, another family."
     from scipy import sparse
@@ -831,7 +831,7 @@ def _pairs(
     )
     return {"train": train, "valid": valid, "test": [test[i] for i in rng.permutation(len(test))]}
 
-# %% ../nbs/21_shop.ipynb #f48dea2c
+# %% ../nbs/21_shop.ipynb #1d523c86
 DIFFICULTIES = {
     "easy": Difficulty(
         match_share=0.28, sibling=0.22, near=0.76, category=0.02, style=0.07, omit=0.02, title_features=3.2,
@@ -853,7 +853,7 @@ DIFFICULTIES = {
     ),
 }  # fmt: skip
 
-# %% ../nbs/21_shop.ipynb #3112d279
+# %% ../nbs/21_shop.ipynb #03cb3eff
 @dataclass(frozen=True)
 class Shop:
     "A simulated shop and its truth."
@@ -930,7 +930,7 @@ def _knobs(difficulty: str | Difficulty, knobs: dict) -> Difficulty:
         raise ProdsimError("shop: the shares of negatives (sibling, near, category) add up to more than 1")
     return out
 
-# %% ../nbs/21_shop.ipynb #40e5de47
+# %% ../nbs/21_shop.ipynb #ec231065
 def load(
     variant: str
     | None = None,  # "zh" for Chinese, a difficulty, a seed, joined by "-"; any left out: "hard-7", "zh-easy"
@@ -944,7 +944,7 @@ def load(
         raise ProdsimError(f"shop: no variant {variant!r}; it is [zh-][{names}][-seed], as in hard-7 or zh-easy")
     return simulate(seed=int(read[3] or 0), difficulty=read[2] or "medium", language=read[1] or "en").pairs
 
-# %% ../nbs/21_shop.ipynb #bdb59135
+# %% ../nbs/21_shop.ipynb #36ab5cb7
 ANCHORS = (
     "abt-buy",
     "amazon-google",

@@ -6,7 +6,7 @@
 __all__ = ['RECIPES', 'COMPLETE', 'NOTE', 'OVER', 'Recipe', 'make_recipe', 'PairLoss', 'LengthGroupedBatches', 'Validation',
            'MinuteLimit', 'MarkComplete', 'last_checkpoint', 'train', 'plot_history']
 
-# %% ../nbs/50_training.ipynb #4bf29c6c
+# %% ../nbs/50_training.ipynb #d226a2da
 import contextlib
 import io
 import json
@@ -51,7 +51,7 @@ from prodsim.encoders import (
 from .evaluation import best_threshold, pair_metrics
 from .losses import binary_cross_entropy
 
-# %% ../nbs/50_training.ipynb #412041dc
+# %% ../nbs/50_training.ipynb #e25f1a0d
 @dataclass(frozen=True)
 class Recipe:
     "How a model is trained: one named, documented configuration that knows nothing of any data set."
@@ -103,7 +103,7 @@ def make_recipe(
         raise ProdsimError(f"metric {recipe.metric!r}: choose f1 or average_precision")
     return recipe
 
-# %% ../nbs/50_training.ipynb #51bbe36d
+# %% ../nbs/50_training.ipynb #fa6f301b
 class PairLoss(torch.nn.Module):
     "Binary cross-entropy of a pair's logit; for a bi-encoder the logit is a learned affine map of the cosine."
 
@@ -140,7 +140,7 @@ class PairLoss(torch.nn.Module):
             smoothing=self.recipe.label_smoothing,
         )
 
-# %% ../nbs/50_training.ipynb #3395f829
+# %% ../nbs/50_training.ipynb #5ffbff24
 class LengthGroupedBatches(DefaultBatchSampler):
     "Batches of pairs of like length, in an order that depends on seed and epoch only."
 
@@ -179,7 +179,7 @@ class LengthGroupedBatches(DefaultBatchSampler):
         n, b = len(self.lengths), self.batch_size
         return n // b if self.drop_last else -(-n // b)
 
-# %% ../nbs/50_training.ipynb #284914dd
+# %% ../nbs/50_training.ipynb #65f758c3
 COMPLETE = "complete"  # in every whole checkpoint
 
 
@@ -251,7 +251,7 @@ def last_checkpoint(
     whole = [p for p in found if p.exists()]
     return whole[-1] if whole else None
 
-# %% ../nbs/50_training.ipynb #7b5043b7
+# %% ../nbs/50_training.ipynb #97022a58
 class _NoCard:
     "The model card's callback runs the model on samples, with a progress bar, for a card that is not written."
 
@@ -346,7 +346,7 @@ def _precision(wanted: str, device: str | None) -> str:
         raise ProdsimError("precision bf16: this processor would only emulate it; choose fp32 or auto")
     return ("bf16" if has_bf16(device) else "fp32") if wanted == "auto" else wanted
 
-# %% ../nbs/50_training.ipynb #5ce354df
+# %% ../nbs/50_training.ipynb #87fae186
 def train(
     data: str | Path | DatasetDict,  # a registered name, a path, or pairs with splits train and valid
     out: str | Path,  # folder of the finished model; work in progress stands in `<out>.partial`
@@ -391,7 +391,7 @@ def train(
     first = os.environ.get("RANK", "0") == "0"  # under torchrun every process comes here, and one of them writes
     if first:
         check_run_folder(out)
-        if (work / OVER).is_file():
+        if (work / OVER).is_file() or work.is_dir() and not any(work.iterdir()):
             _remove_work(work)
     if resume and not (work / NOTE).is_file() and (finished := _finished(out, arguments)):
         return finished
@@ -442,7 +442,7 @@ def train(
         raise
     return model
 
-# %% ../nbs/50_training.ipynb #c561fc51
+# %% ../nbs/50_training.ipynb #2a878cea
 NOTE = "arguments.json"  # in the folder of an interrupted run
 OVER = "over.json"  # in the folder of a run that is finished, in place of the note
 
@@ -519,7 +519,7 @@ def _remove_work(work: Path) -> None:
             path.unlink()
     shutil.rmtree(work)
 
-# %% ../nbs/50_training.ipynb #284dd854
+
 def _history(log: list[dict]) -> list[dict]:
     "Losses and validation metrics over steps, without the Trainer's timings (they differ from run to run)."
     kept = {"loss": "loss", "learning_rate": "learning_rate", "eval_f1": "f1", "eval_average_precision": "average_precision"}
@@ -558,8 +558,9 @@ def plot_history(
             continue
         below.plot(*zip(*points, strict=True), color=colour, marker=marker, label=name.replace("_", " "))
         if name == metric:
-            step = max(points, key=lambda p: p[1])[0]
-            below.axvline(step, color="0.4", linestyle=":", label="kept")
+            best = max(points, key=lambda p: p[1])
+            arrow = {"arrowstyle": "->", "color": "0.4"}
+            below.annotate("kept", best, xytext=(-24, -32), textcoords="offset points", ha="right", arrowprops=arrow)
     below.set(xlabel="step", ylabel="validation metric", ylim=(0, 1))
     below.legend(loc="lower left", ncols=3)
     return figure

@@ -14,7 +14,7 @@ from little_shop import listing, little_pairs
 
 from prodsim import __version__
 from prodsim.cli import main
-from prodsim.data import catalog, load_pairs, save_pairs
+from prodsim.data import catalog, save_pairs
 from prodsim.encoders import load_model
 from prodsim.evaluation import pair_metrics
 
@@ -320,9 +320,9 @@ def test_bad_models_and_outputs(prodsim, trained, tiny_model, tmp_path):
         ("train", data, "--model", tiny_model, "--out", tmp_path / "m", "--precision", "fp8"): "fp8",
         ("train", data, "--model", tiny_model): "--out",
         ("train", data, "--epoch", 3, "--out", tmp_path / "m"): "--epoch",
-        ("train", data, "--epochs", "many", "--out", tmp_path / "m"): "many",
+        ("train", data, "--epochs", "many", "--out", tmp_path / "m"): "--epochs",
         ("trane", data): "trane",
-        ("evaluate", trained / "bi"): "DATA",
+        ("evaluate", trained / "bi"): "argument",
         ("datasets", "--jason"): "--jason",
         ("fetch", "abt-bye"): "abt-buy",
         ("results", "--only", "nothing"): "nothing",

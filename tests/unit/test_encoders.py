@@ -53,13 +53,20 @@ def tokenizer(tiny_model):
 def models(tiny_model) -> dict[str, PairModel]:
     "One model of each kind, scoring in fp32."
     torch.manual_seed(1)
-    return {kind: pretrained(tiny_model, kind, NAMES, device="cpu", precision="fp32") for kind in ("bi", "cross")}
+    made = {kind: pretrained(tiny_model, kind, NAMES, device="cpu", precision="fp32") for kind in ("bi", "cross")}
+    for model in made.values():
+        for weight in model.encoder.parameters():
+            if weight.ndim == 2:  # as drawn, so small a model gives all texts nearly one vector
+                weight.data.mul_(10)
+    return made
 
 
 def make_pairs(n: int, seed: int = 0) -> pd.DataFrame:
     "Pairs of offers of all lengths, some attributes missing."
     rng = np.random.default_rng(seed)
-    words = "canon printer ink black 32gb wireless mouse red 4k tv 55 inch stand case für crème 打印机 mk-2300 x".split()
+    words = (
+        "canon printer ink black 32gb wireless mouse red 4k tv 55 inch stand case für crème 打印机 mk-2300 x".split()
+    )
 
     def text(most: int) -> str:
         return " ".join(rng.choice(words, rng.integers(1, most + 1)))
@@ -169,10 +176,10 @@ def test_chinese_is_cut_between_tokens(tokenizer):
 
 
 # NFKC and NFD change lengths, a Hangul syllable is up to three tokens, a control character none
-alphabet = st.sampled_from("ab1 -.,é華为一がガ한국힣👩‍🚀️ﬁ㍿Ǆ\u0301\u200b\x07\t") | st.characters(exclude_categories=("Cs", "Cc"))
-texts_of_all_scripts = st.lists(
-    st.tuples(*[st.text(alphabet, max_size=30)] * 3), min_size=1, max_size=4
+alphabet = st.sampled_from("ab1 -.,é華为一がガ한국힣👩‍🚀️ﬁ㍿Ǆ\u0301\u200b\x07\t") | st.characters(
+    exclude_categories=("Cs", "Cc")
 )
+texts_of_all_scripts = st.lists(st.tuples(*[st.text(alphabet, max_size=30)] * 3), min_size=1, max_size=4)
 
 
 @settings(max_examples=150, deadline=None)
@@ -189,7 +196,9 @@ def test_no_text_passes_its_budget(tokenizer, rows, budget):
         if sum(needs) <= budget:
             assert parts == [value for value in row if value], "what fits is not touched"
         position = iter(row)
-        assert all(any(value.startswith(part) for value in position) for part in parts), "parts in order, cut at the end"
+        assert all(any(value.startswith(part) for value in position) for part in parts), (
+            "parts in order, cut at the end"
+        )
 
 
 def test_budget_of_byte_level_tokens():
@@ -391,6 +400,7 @@ def test_saved_cross_encoder_loads_without_prodsim(models, pairs, tmp_path):
 
 @pytest.mark.parametrize("kind", ["bi", "cross"])
 def test_scores_depend_on_the_pair_alone(kind, models, pairs):
+    pairs = pairs.iloc[:20]
     model, order = models[kind], np.random.default_rng(0).permutation(len(pairs))
     scores = model.score(pairs)
     assert scores.std() > 1e-4

@@ -568,8 +568,8 @@ def test_history_figure_names_the_kept_checkpoint():
         {"step": 4, "f1": 0.5, "average_precision": 0.3},
     ]
     for metric, step in (("average_precision", 2), ("f1", 4)):
-        notes = [t for a in plot_history(rows, metric).axes for t in a.texts]
-        assert [(t.get_text(), t.xy[0]) for t in notes] == [("kept", step)]
+        lines = [line for axis in plot_history(rows, metric).axes for line in axis.lines if line.get_label() == "kept"]
+        assert [line.get_xdata()[0] for line in lines] == [step]
     assert plot_history([]).axes
 
 
