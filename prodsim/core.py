@@ -7,7 +7,7 @@ __all__ = ['colors', 'CLAIM_MIME', 'ProdsimError', 'atomic_file', 'atomic_dir', 
            'cpu_flags', 'device_name', 'has_bf16', 'machine', 'revision', 'seed_everything', 'hash_text',
            'figure_style', 'quiet', 'setup', 'claim']
 
-# %% ../nbs/92_core.ipynb #1e924954
+# %% ../nbs/92_core.ipynb #6c58ee61
 import contextlib
 import hashlib
 import json
@@ -26,11 +26,11 @@ from pathlib import Path
 
 import numpy as np
 
-# %% ../nbs/92_core.ipynb #fbf9a858
+# %% ../nbs/92_core.ipynb #206447af
 class ProdsimError(Exception):
     "An error that a user can cause and mend: one line that says what, where and what to do."
 
-# %% ../nbs/92_core.ipynb #73d1a5a0
+# %% ../nbs/92_core.ipynb #22aa2125
 @contextlib.contextmanager
 def atomic_file(
     path: str | Path,  # where the file shall stand
@@ -119,7 +119,7 @@ def _plain(value: object) -> object:
         return str(value)
     raise TypeError(f"{type(value).__name__} is not JSON")
 
-# %% ../nbs/92_core.ipynb #6f6fdbec
+# %% ../nbs/92_core.ipynb #c5702e63
 def _installed(distribution: str) -> str | None:
     "Version of an installed distribution, or None."
     try:
@@ -210,7 +210,7 @@ def revision() -> dict:  # {"commit": 40 hex digits or None, "clean": bool, "ver
     clean = commit is not None and git("status", "--porcelain", "--", ".", ":!prodsim/results") == ""
     return {"commit": commit, "clean": clean, "version": prodsim.__version__}
 
-# %% ../nbs/92_core.ipynb #deb68c35
+# %% ../nbs/92_core.ipynb #81022266
 def seed_everything(
     seed: int,  # any integer from 0 to 2**32 - 1
 ) -> None:
@@ -229,7 +229,7 @@ def hash_text(
     "A short name of a text that is the same on every machine (64-bit BLAKE2b)."
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
-# %% ../nbs/92_core.ipynb #75250d62
+# %% ../nbs/92_core.ipynb #59bda203
 colors = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000", "#F0E442"]  # Okabe and Ito
 
 
@@ -257,7 +257,7 @@ def figure_style() -> None:
         }
     )
 
-# %% ../nbs/92_core.ipynb #52ed3aae
+# %% ../nbs/92_core.ipynb #4544496b
 def quiet() -> None:
     "Libraries say what is wrong, not what they are doing: no progress bars, no advice, in a saved chapter."
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
@@ -287,13 +287,15 @@ def setup(
         figure_style()
     facts = machine()
     if verbose:
-        versions = ", ".join(f"{k} {v}" for k, v in facts["versions"].items() if k in ("prodsim", "torch", "transformers"))
+        versions = ", ".join(
+            f"{k} {v}" for k, v in facts["versions"].items() if k in ("prodsim", "torch", "transformers")
+        )
         print(f"{facts['device']} · {facts['cores']} cores · {facts['precision']} · {versions}")
         if facts["device"] == "cpu":
             print("No GPU: the defaults of this chapter are sized for two CPU cores.")
     return facts["device"]
 
-# %% ../nbs/92_core.ipynb #43d959ba
+# %% ../nbs/92_core.ipynb #9bcfb433
 def claim(
     text: str,  # what the chapter shows, one sentence
     holds: bool,  # whether it held in this run

@@ -10,10 +10,10 @@ __all__ = ['lexical_scores', 'threshold_table', 'best_threshold', 'threshold_for
 
 # %% ../nbs/40_evaluation.ipynb #9c41335f
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from datasets import Dataset
 from scipy import optimize, special, stats
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.isotonic import IsotonicRegression
@@ -21,13 +21,10 @@ from sklearn.linear_model import LogisticRegression
 
 from .core import ProdsimError
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 # %% ../nbs/40_evaluation.ipynb #e3c26504
 def lexical_scores(
-    pairs_train: "Dataset",  # pairs whose records fix the weights of the 3-grams; their labels are not read
-    pairs: "Dataset",  # pairs to score
+    pairs_train: Dataset,  # pairs whose records fix the weights of the 3-grams; their labels are not read
+    pairs: Dataset,  # pairs to score
     chunk: int = 20_000,  # pairs held in memory at a time
 ) -> np.ndarray:  # shape (n,), cosine in [0, 1]
     """Score pairs by the cosine of their character 3-gram TF-IDF vectors: the simplest baseline that could work.
@@ -48,7 +45,7 @@ def lexical_scores(
     return np.clip(scores, 0.0, 1.0)
 
 
-def _record_texts(pairs: "Dataset", side: str, start: int = 0, stop: int | None = None) -> list[str]:
+def _record_texts(pairs: Dataset, side: str, start: int = 0, stop: int | None = None) -> list[str]:
     "The attribute values of one side, joined by spaces."
     columns = [c for c in pairs.column_names if c.startswith(f"{side}_") and c != f"{side}_id"]
     if not columns:
@@ -760,7 +757,7 @@ _KINDS = {
 
 
 def confusions(
-    pairs: "Dataset",  # with columns left_<attribute>, right_<attribute>, label
+    pairs: Dataset,  # with columns left_<attribute>, right_<attribute>, label
     scores: np.ndarray,  # shape (n,), larger = more alike
     threshold: float,  # call a pair a match if its score is at least this
     kind: str = "false_positive",  # or false_negative, true_positive, true_negative

@@ -19,15 +19,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING
 
+import datasets
 import numpy as np
 import pandas as pd
 
 from .core import ProdsimError
-
-if TYPE_CHECKING:
-    import datasets
 
 # %% ../nbs/21_shop.ipynb #832a0a08
 # unit: ways to spell one measure, as (format, factor from the catalogue's unit); the catalogue uses the first.
@@ -860,7 +857,7 @@ class Shop:
 
     catalogue: pd.DataFrame  # the true products
     offers: pd.DataFrame  # what sellers wrote; product_id is the truth
-    pairs: "datasets.DatasetDict"  # train, valid, test in the data contract's shape
+    pairs: datasets.DatasetDict  # train, valid, test in the data contract's shape
     truth: pd.DataFrame  # what was done to each offer
     sellers: pd.DataFrame  # each seller's habits
 
@@ -878,7 +875,6 @@ def simulate(
 
     Everything is a function of the arguments: the same ones give the same bytes. Raises ProdsimError on arguments that
     make no shop."""
-    import datasets
 
     if language not in UNITS:
         raise ProdsimError(f"shop: no language {language!r}; choose one of {', '.join(UNITS)}")
@@ -934,7 +930,7 @@ def _knobs(difficulty: str | Difficulty, knobs: dict) -> Difficulty:
 def load(
     variant: str
     | None = None,  # "zh" for Chinese, a difficulty, a seed, joined by "-"; any left out: "hard-7", "zh-easy"
-) -> "datasets.DatasetDict":
+) -> datasets.DatasetDict:
     """The pairs of a shop of default size, by name: what `load_pairs("shop:hard-7")` returns.
 
     Raises ProdsimError for a variant it cannot read."""
@@ -954,7 +950,7 @@ ANCHORS = (
 
 
 def measure_pairs(
-    pairs: "datasets.DatasetDict",  # train and the split to measure
+    pairs: datasets.DatasetDict,  # train and the split to measure
     split: str = "test",
     scorers: dict[str, Callable] | None = None,  # name → f(train pairs, pairs) that returns one score per pair
 ) -> dict[str, float]:  # what the presets are anchored by; a scorer adds `<name>_ap`

@@ -6,7 +6,7 @@
 __all__ = ['RECIPES', 'COMPLETE', 'NOTE', 'OVER', 'Recipe', 'make_recipe', 'PairLoss', 'LengthGroupedBatches', 'Validation',
            'MinuteLimit', 'MarkComplete', 'last_checkpoint', 'train', 'plot_history']
 
-# %% ../nbs/50_training.ipynb #d226a2da
+# %% ../nbs/50_training.ipynb #c7f9f51c
 import contextlib
 import io
 import json
@@ -51,7 +51,7 @@ from prodsim.encoders import (
 from .evaluation import best_threshold, pair_metrics
 from .losses import binary_cross_entropy
 
-# %% ../nbs/50_training.ipynb #e25f1a0d
+# %% ../nbs/50_training.ipynb #ced697ff
 @dataclass(frozen=True)
 class Recipe:
     "How a model is trained: one named, documented configuration that knows nothing of any data set."
@@ -88,7 +88,9 @@ def make_recipe(
         recipe = RECIPES[recipe]
     unknown = set(changes) - {f.name for f in fields(Recipe)}
     if unknown:
-        raise ProdsimError(f"a recipe has no field {sorted(unknown)[0]!r}: choose from {', '.join(f.name for f in fields(Recipe))}")
+        raise ProdsimError(
+            f"a recipe has no field {sorted(unknown)[0]!r}: choose from {', '.join(f.name for f in fields(Recipe))}"
+        )
     recipe = replace(recipe, **changes)
     positive = ("epochs", "batch_size", "learning_rate", "max_length", "patience", "positive_weight")
     for name in positive:
@@ -103,7 +105,7 @@ def make_recipe(
         raise ProdsimError(f"metric {recipe.metric!r}: choose f1 or average_precision")
     return recipe
 
-# %% ../nbs/50_training.ipynb #fa6f301b
+# %% ../nbs/50_training.ipynb #2aab70c3
 class PairLoss(torch.nn.Module):
     "Binary cross-entropy of a pair's logit; for a bi-encoder the logit is a learned affine map of the cosine."
 
@@ -140,7 +142,7 @@ class PairLoss(torch.nn.Module):
             smoothing=self.recipe.label_smoothing,
         )
 
-# %% ../nbs/50_training.ipynb #5ffbff24
+# %% ../nbs/50_training.ipynb #3233e2ed
 class LengthGroupedBatches(DefaultBatchSampler):
     "Batches of pairs of like length, in an order that depends on seed and epoch only."
 
@@ -179,7 +181,7 @@ class LengthGroupedBatches(DefaultBatchSampler):
         n, b = len(self.lengths), self.batch_size
         return n // b if self.drop_last else -(-n // b)
 
-# %% ../nbs/50_training.ipynb #65f758c3
+# %% ../nbs/50_training.ipynb #ab68c545
 COMPLETE = "complete"  # in every whole checkpoint
 
 
@@ -251,7 +253,7 @@ def last_checkpoint(
     whole = [p for p in found if p.exists()]
     return whole[-1] if whole else None
 
-# %% ../nbs/50_training.ipynb #97022a58
+# %% ../nbs/50_training.ipynb #6c460867
 class _NoCard:
     "The model card's callback runs the model on samples, with a progress bar, for a card that is not written."
 
@@ -268,7 +270,9 @@ class _BiTrainer(_NoCard, SentenceTransformerTrainer):
 
 
 def _trainer(model, recipe, work, left, right, labels, validation, seed, max_minutes, log_to, progress):
-    count = lambda texts: np.array([len(i) for i in model.tokenizer(texts, verbose=False, truncation=False)["input_ids"]])  # noqa: E731
+    def count(texts: list[str]) -> np.ndarray:
+        return np.array([len(ids) for ids in model.tokenizer(texts, verbose=False, truncation=False)["input_ids"]])
+
     table = Dataset.from_dict({"left": left, "right": right, "label": [float(y) for y in labels]})
     lengths = count(left) + count(right)
     trainer_class, arguments_class = {
@@ -346,7 +350,7 @@ def _precision(wanted: str, device: str | None) -> str:
         raise ProdsimError("precision bf16: this processor would only emulate it; choose fp32 or auto")
     return ("bf16" if has_bf16(device) else "fp32") if wanted == "auto" else wanted
 
-# %% ../nbs/50_training.ipynb #87fae186
+# %% ../nbs/50_training.ipynb #4415bdc6
 def train(
     data: str | Path | DatasetDict,  # a registered name, a path, or pairs with splits train and valid
     out: str | Path,  # folder of the finished model; work in progress stands in `<out>.partial`
@@ -378,7 +382,9 @@ def train(
     for split in ("train", "valid"):
         if split not in pairs or len(set(pairs[split]["label"])) < 2:
             have = "is missing" if split not in pairs else f"has {len(pairs[split])} pairs of one class"
-            raise ProdsimError(f"{_name(data)}: split {split} {have}; training needs matches and non-matches in train and valid")
+            raise ProdsimError(
+                f"{_name(data)}: split {split} {have}; training needs matches and non-matches in train and valid"
+            )
     arguments = {
         "data": _name(data),
         "data_hash": {k: v for k, v in data_hash(pairs).items() if k in ("train", "valid")},
@@ -400,14 +406,22 @@ def train(
 
     seed_everything(seed)
     model = pretrained(
-        recipe.model, recipe.kind, arguments["attributes"], recipe.max_length, device, recipe.dropout, arguments["precision"]
+        recipe.model,
+        recipe.kind,
+        arguments["attributes"],
+        recipe.max_length,
+        device,
+        recipe.dropout,
+        arguments["precision"],
     )
     left, right = model.pair_texts(pairs["train"])
     check_readable(left + right, model.tokenizer, recipe.model, unknown_limit)
     validation = Validation(model, pairs["valid"], recipe.metric)
     if first:  # nothing was written so far: what is wrong with the arguments has been said
         _begin_work(work, arguments)
-    trainer, limit = _trainer(model, recipe, work, left, right, pairs["train"]["label"], validation, seed, max_minutes, log_to, progress)
+    trainer, limit = _trainer(
+        model, recipe, work, left, right, pairs["train"]["label"], validation, seed, max_minutes, log_to, progress
+    )
     trainer.accelerator.wait_for_everyone()
     checkpoint = last_checkpoint(work)
     started = time.perf_counter()
@@ -423,7 +437,11 @@ def train(
             "arguments": arguments,
             "seed": seed,
             "valid": pair_metrics(validation.labels, scores, model.threshold),
-            "best_metric": {"name": recipe.metric, "value": trainer.state.best_metric, "step": trainer.state.best_global_step},
+            "best_metric": {
+                "name": recipe.metric,
+                "value": trainer.state.best_metric,
+                "step": trainer.state.best_global_step,
+            },
             "stopped": _why_stopped(trainer, limit, recipe),
             "steps": trainer.state.global_step,
             "seconds": round(seconds, 1),
@@ -437,12 +455,13 @@ def train(
     except Exception as error:
         if _disk_full(error):
             raise ProdsimError(
-                f"{work}: no space left while saving; what stood at {out} is untouched. Free some space and go on with --resume"
+                f"{work}: no space left while saving; what stood at {out} is untouched. "
+                "Free some space and go on with --resume"
             ) from None
         raise
     return model
 
-# %% ../nbs/50_training.ipynb #2a878cea
+# %% ../nbs/50_training.ipynb #a414f34c
 NOTE = "arguments.json"  # in the folder of an interrupted run
 OVER = "over.json"  # in the folder of a run that is finished, in place of the note
 
@@ -456,7 +475,10 @@ def _finished(out: Path, arguments: dict) -> PairModel | None:
         return None
     there = read_run(out).get("arguments")
     if there != json.loads(json.dumps(arguments)):
-        raise ProdsimError(f"{out} holds a run made with other arguments ({_differing(there, arguments)}): choose another --out, or drop --resume to replace it")
+        raise ProdsimError(
+            f"{out} holds a run made with other arguments ({_differing(there, arguments)}): "
+            "choose another --out, or drop --resume to replace it"
+        )
     return load_model(out)
 
 
@@ -474,7 +496,9 @@ def _check_work(work: Path, arguments: dict, resume: bool) -> None:
     else:
         there = json.loads(note.read_text(encoding="utf-8"))
         if there != json.loads(json.dumps(arguments)):
-            raise ProdsimError(f"{work} was begun with other arguments ({_differing(there, arguments)}): use those, or remove it")
+            raise ProdsimError(
+                f"{work} was begun with other arguments ({_differing(there, arguments)}): use those, or remove it"
+            )
 
 
 def _begin_work(work: Path, arguments: dict) -> None:
@@ -489,11 +513,21 @@ def _begin_work(work: Path, arguments: dict) -> None:
 def _differing(there: dict | None, here: dict) -> str:
     flat = lambda d: {**{k: v for k, v in (d or {}).items() if k != "recipe"}, **((d or {}).get("recipe") or {})}  # noqa: E731
     a, b = flat(there), flat(json.loads(json.dumps(here)))
-    return ", ".join(f"{k}: {a.get(k)!r} there, {b.get(k)!r} now" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k))
+    return ", ".join(
+        f"{k}: {a.get(k)!r} there, {b.get(k)!r} now" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)
+    )
 
 
 def _disk_full(error: BaseException) -> bool:
-    words = ("No space left", "os error 28", "File too large", "os error 27", "Disk quota", "enforce fail", "PytorchStreamWriter")
+    words = (
+        "No space left",
+        "os error 28",
+        "File too large",
+        "os error 27",
+        "Disk quota",
+        "enforce fail",
+        "PytorchStreamWriter",
+    )
     return getattr(error, "errno", None) in (27, 28, 122) or any(w in str(error) for w in words)
 
 
@@ -522,7 +556,12 @@ def _remove_work(work: Path) -> None:
 
 def _history(log: list[dict]) -> list[dict]:
     "Losses and validation metrics over steps, without the Trainer's timings (they differ from run to run)."
-    kept = {"loss": "loss", "learning_rate": "learning_rate", "eval_f1": "f1", "eval_average_precision": "average_precision"}
+    kept = {
+        "loss": "loss",
+        "learning_rate": "learning_rate",
+        "eval_f1": "f1",
+        "eval_average_precision": "average_precision",
+    }
     rows = []
     for entry in log:
         row = {kept[k]: v for k, v in entry.items() if k in kept}
@@ -558,9 +597,10 @@ def plot_history(
             continue
         below.plot(*zip(*points, strict=True), color=colour, marker=marker, label=name.replace("_", " "))
         if name == metric:
-            best = max(points, key=lambda p: p[1])
-            arrow = {"arrowstyle": "->", "color": "0.4"}
-            below.annotate("kept", best, xytext=(-24, -32), textcoords="offset points", ha="right", arrowprops=arrow)
+            step = max(points, key=lambda p: p[1])[0]
+            below.axvline(step, color="0.4", linestyle=":", label="kept")
     below.set(xlabel="step", ylabel="validation metric", ylim=(0, 1))
-    below.legend(loc="lower left", ncols=3)
+    below.xaxis.get_major_locator().set_params(integer=True)
+    if below.lines:
+        below.legend(loc="lower left", ncols=3)
     return figure

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 INSTALL_CELL = """\
 #| hide
 import os, sys
+
 if "google.colab" in sys.modules:  # elsewhere prodsim is already installed
     source = os.environ.get("PRODSIM_SOURCE", "git+{git_url}")
     %pip install -q "prodsim[offline] @ {{source}}\""""

@@ -6,9 +6,10 @@ import sys
 
 from links import ROOT
 
-from prodsim.evidence import markdown_table
+from prodsim.evidence import markdown_table, plot_summary, summary
 
 README = ROOT / "README.md"
+PICTURE = ROOT / "images" / "results.png"
 CAPTION = (
     "F1 × 100 of the match class on the whole test split, at a threshold chosen on validation pairs: mean over seeds,\n"
     "± standard deviation, and the 95 % bootstrap interval."
@@ -17,7 +18,8 @@ CAPTION = (
 
 def filled() -> str:
     "The README with the table that the stored runs give."
-    block = f"<!-- results -->\n{CAPTION}\n\n{markdown_table()}\n<!-- /results -->"
+    picture = "![F1 and its 95 % interval of each system on each benchmark](images/results.png)"
+    block = f"<!-- results -->\n{CAPTION}\n\n{markdown_table()}\n\n{picture}\n<!-- /results -->"
     text = README.read_text(encoding="utf-8")
     text, count = re.subn(r"<!-- results -->.*?<!-- /results -->", lambda _: block, text, flags=re.DOTALL)
     if count != 1:
@@ -32,6 +34,9 @@ def main() -> int:
     differs = text != README.read_text(encoding="utf-8")
     if differs and not check:
         README.write_text(text, encoding="utf-8")
+    if not check:
+        PICTURE.parent.mkdir(exist_ok=True)
+        plot_summary(summary()).savefig(PICTURE)
     print(f"README.md: {'results differ from the stored runs' if differs and check else 'results are those stored'}")
     return int(differs and check)
 

@@ -223,7 +223,6 @@ why = "baseline"
 data = "{data}"
 system = "bi"
 seeds = [2, 0]
-split = "{split}"
 why = "two seeds"
 [cell.changes]
 model = "{model}"
@@ -236,10 +235,10 @@ max_length = 32
 
 @pytest.fixture
 def own_queue(folder, tiny_model):
-    def write(split="test"):
+    def write():
         save_pairs(PAIRS, folder.parent / "data")
         folder.mkdir(exist_ok=True)
-        text = QUEUE.format(data=folder.parent / "data", model=tiny_model, split=split)
+        text = QUEUE.format(data=folder.parent / "data", model=tiny_model)
         (folder / "queue.toml").write_text(text)
         return queue()
 
@@ -307,7 +306,7 @@ def test_stopped_queue_goes_on_where_it_was(own_queue, tmp_path, monkeypatch, ca
 
 
 def test_cell_on_valid_is_no_look_at_the_test_split(own_queue, tmp_path):
-    result = run_cell(own_queue("valid")[1], tmp_path / "work", progress=False)
+    result = run_cell(own_queue()[0] | {"split": "valid"}, tmp_path / "work", progress=False)
     assert result["metrics"]["split"] == "valid" and result["metrics"]["n"] == 40
     assert ledger().empty and summary().empty
 
@@ -364,7 +363,7 @@ def test_stored_result_keeps_the_contract(path, monkeypatch):
     assert (RESULTS / result["scores_file"]).is_file() and (RESULTS / result["pairs_file"]).is_file()
     assert differences(result) == []
     assert result["metrics"]["n"] == len(scored_pairs(result)) > 0
-    made_at = [result["revision"]] + [result["training"]["revision"]] * ("training" in result)
+    made_at = [part["revision"] for part in (result, result.get("training")) if part]
     for revision in made_at:
         assert revision["clean"] is True and len(revision["commit"]) == 40, "made from a committed, clean tree"
     assert {"processor", "cores", "precision", "versions"} <= set(result["machine"])
