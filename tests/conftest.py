@@ -15,7 +15,10 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFL
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(name, str(threads))
+    if "PYTEST_XDIST_WORKER" in os.environ:  # a worker has inherited what the process that started it set for itself
+        os.environ[name] = str(threads)
+    else:
+        os.environ.setdefault(name, str(threads))
 if "IPYTHONDIR" not in os.environ:  # two kernels would wait for each other's lock on one history database
     os.environ["IPYTHONDIR"] = tempfile.mkdtemp(prefix="prodsim-ipython-")
 
