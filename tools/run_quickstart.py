@@ -13,7 +13,6 @@ from nbconvert import HTMLExporter  # noqa: E402
 from nbconvert.preprocessors import RegexRemovePreprocessor  # noqa: E402
 from papermill.engines import NBClientEngine, papermill_engines  # noqa: E402
 from papermill.exceptions import PapermillExecutionError  # noqa: E402
-from rich.box import SIMPLE_HEAD  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.markup import escape  # noqa: E402
 from rich.progress import (  # noqa: E402
@@ -80,7 +79,7 @@ def page(notebook: nbformat.NotebookNode) -> str:
 
 def table(rows: list[dict]) -> Table:
     "The terminal's table: one row a system, intervals in brackets."
-    result = Table(title=escape("Embedded shop, test pairs [95 % interval]"), title_justify="left", box=SIMPLE_HEAD)
+    result = Table(title=escape("Embedded shop, test pairs [95 % interval]"), title_justify="left", box=None, pad_edge=False)
     result.add_column("system", no_wrap=True)
     for name in ("F1", "average precision", "pairs/s"):
         result.add_column(name, justify="right", no_wrap=True)
