@@ -79,7 +79,9 @@ def page(notebook: nbformat.NotebookNode) -> str:
 
 def table(rows: list[dict]) -> Table:
     "The terminal's table: one row a system, intervals in brackets."
-    result = Table(title=escape("Embedded shop, test pairs [95 % interval]"), title_justify="left", box=None, pad_edge=False)
+    result = Table(
+        title=escape("Embedded shop, test pairs [95 % interval]"), title_justify="left", box=None, pad_edge=False
+    )
     result.add_column("system", no_wrap=True)
     for name in ("F1", "average precision", "pairs/s"):
         result.add_column(name, justify="right", no_wrap=True)
