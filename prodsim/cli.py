@@ -102,6 +102,9 @@ def _train(
     ] = None,
     model: Annotated[str | None, typer.Option(help="encoder to start from: a folder or a name on the hub")] = None,
     epochs: Annotated[int | None, typer.Option(help="passes over the training pairs, at most")] = None,
+    start_epochs: Annotated[
+        int | None, typer.Option(help="epochs that a cross-encoder's encoder is first trained on groups of records")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="pairs per step")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="peak learning rate")] = None,
     max_length: Annotated[int | None, typer.Option(help="tokens: of a pair (cross) or of a record (bi)")] = None,
@@ -111,6 +114,9 @@ def _train(
     seed: Annotated[int, typer.Option(help="of initialisation, order and dropout")] = 0,
     attribute: Annotated[
         list[str] | None, typer.Option(help="attribute to read, in order; repeat; default: all")
+    ] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="a finished run of kind bi that a cross-encoder's start would repeat")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="go on with an interrupted run; return a finished one")
@@ -127,7 +133,7 @@ def _train(
     from prodsim.training import train as fine_tune
 
     options = {"model": model, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
-    options |= {"max_length": max_length, "patience": patience}
+    options |= {"start_epochs": start_epochs, "max_length": max_length, "patience": patience}
     changes = {k: v for k, v in options.items() if v is not None}
     trained = fine_tune(
         data,
@@ -136,6 +142,7 @@ def _train(
         seed=seed,
         names=tuple(attribute) if attribute else None,
         resume=resume,
+        start=start,
         max_minutes=max_minutes,
         unknown_limit=1.0 if allow_unknown else _unknown_limit(),
         precision=precision,

@@ -319,6 +319,7 @@ def pretrained(
     device: str | None = None,  # None: the best there is
     dropout: float | None = None,  # of hidden states while training; None: as the model says. Attention's is always off
     precision: str = "auto",  # of scoring
+    quick: bool = True,  # replace the parts that are slow to train on a CPU (see `prodsim.kernels`)
 ) -> PairModel:
     "An encoder as it was published, made ready to score pairs. Raises ProdsimError if it cannot be found."
     if kind not in KINDS:
@@ -344,6 +345,10 @@ def pretrained(
         encoder = CrossEncoder(str(folder), num_labels=1, device=device, config_kwargs=config, model_kwargs=weights)
         limit = min(max_length or 256, _position_limit(None, encoder.model.config))
         encoder.tokenizer.model_max_length, budget = limit, (limit - 3) // 2
+    if quick and encoder.device.type == "cpu":
+        from prodsim.kernels import quicken
+
+        quicken(encoder[0].auto_model if kind == "bi" else encoder.model)
     separators = 2 * (len(names) - 1)  # a separator is one or two tokens
     if budget - separators < len(names):
         raise ProdsimError(f"max_length {limit} leaves no room for the attributes {', '.join(names)}")

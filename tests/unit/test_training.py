@@ -27,8 +27,10 @@ from prodsim.evaluation import best_threshold, pair_metrics
 from prodsim.training import COMPLETE, LengthGroupedBatches, PairLoss, Recipe, make_recipe, plot_history, train
 
 PAIRS = little_pairs()
-BI = {"recipe": "bi", "epochs": 4, "batch_size": 16, "learning_rate": 3e-3, "max_length": 32}
-CROSS = {"recipe": "cross", "epochs": 4, "batch_size": 8, "learning_rate": 5e-3, "max_length": 64, "dropout": 0.0}
+BI = {"recipe": "bi-pairs", "epochs": 4, "batch_size": 16, "learning_rate": 3e-3, "max_length": 32}
+CROSS = {"recipe": "cross-pairs", "epochs": 4, "batch_size": 8, "learning_rate": 5e-3, "max_length": 64, "dropout": 0.0}
+GROUPS = BI | {"recipe": "bi", "batch_size": 24}
+WARM = CROSS | {"recipe": "cross", "start_epochs": 2, "epochs": 2, "dropout": 0.1}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -68,7 +70,7 @@ def message(call, *args, **kwargs):
 # --- the same command twice
 
 
-@pytest.mark.parametrize("base", [BI, CROSS], ids=["bi", "cross"])
+@pytest.mark.parametrize("base", [BI, CROSS, GROUPS, WARM], ids=["bi", "cross", "groups", "warm"])
 def test_same_seed_same_digits_other_seed_other_digits(fit, tmp_path, base):
     for out, seed in (("a", 0), ("b", 0), ("c", 1)):
         fit(out, base=base, seed=seed, epochs=2)
@@ -94,7 +96,7 @@ def test_saved_model_is_the_returned_one(fit, tmp_path):
 def test_trainer_reaches_the_weights_of_a_bare_loop(fit, tiny_model, kind):
     base = {"bi": BI, "cross": CROSS}[kind] | {"dropout": 0.0, "weight_decay": 0.0, "epochs": 3}
     trained = fit(base=base, seed=5)
-    recipe = make_recipe(kind, model=tiny_model, **{k: v for k, v in base.items() if k != "recipe"})
+    recipe = make_recipe(f"{kind}-pairs", model=tiny_model, **{k: v for k, v in base.items() if k != "recipe"})
 
     seed_everything(5)
     model = pretrained(tiny_model, kind, ["title", "price"], recipe.max_length, "cpu", recipe.dropout, "fp32")
@@ -230,7 +232,7 @@ def whole_run(tiny_model, tmp_path_factory):
 
     def run(kind):
         if kind not in known:
-            base = BI if kind == "bi" else CROSS | {"dropout": 0.1, "epochs": 12, "patience": 2}
+            base = {"bi": BI, "cross": CROSS | {"dropout": 0.1, "epochs": 12, "patience": 2}, "warm": WARM}[kind]
             options = {"model": tiny_model, "progress": False, "log_to": (), "precision": "fp32", **base}
             folder = tmp_path_factory.mktemp("whole")
             assert exit_code(train_and_die, folder / "run", options, None, None, folder / "touched.json") == 0
@@ -274,7 +276,7 @@ def test_killed_while_writing_and_resumed_is_as_never_interrupted(tmp_path, whol
 
 
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(s, marks=pytest.mark.slow) for s in range(2, 22))])
-@pytest.mark.parametrize("kind", ["bi", "cross"])
+@pytest.mark.parametrize("kind", ["bi", "cross", "warm"])
 def test_killed_at_a_random_moment_and_resumed(tmp_path, whole_run, kind, seed):
     options, expected, touched = whole_run(kind)
     dice = random.Random(f"{kind}{seed}")
@@ -283,6 +285,39 @@ def test_killed_at_a_random_moment_and_resumed(tmp_path, whole_run, kind, seed):
     else:
         killed(tmp_path / "run", options, dice.randint(1, len(touched)))
     resume_and_compare(tmp_path / "run", options, expected)
+
+
+def test_a_start_is_made_once_and_may_be_given(fit, tmp_path):
+    whole = fit("whole", base=WARM, seed=3)
+    options = {k: v for k, v in GROUPS.items() if k != "recipe"}
+    started = training.start_recipe(
+        make_recipe("cross", start_epochs=2, model=whole.run["arguments"]["recipe"]["model"])
+    )
+    fit("start", base={"recipe": started}, seed=3)
+    given = fit("given", base=WARM, seed=3, start=tmp_path / "start")
+    assert outcome(tmp_path / "given") == outcome(tmp_path / "whole")
+    assert given.run["start"] == whole.run["start"] and given.run["start"]["steps"] > 0
+    assert "seed: 3 there, 4 now" in message(fit, "other", base=WARM, seed=4, start=tmp_path / "start")
+    assert "is not a finished run of kind bi" in message(fit, "other", base=WARM, start=tmp_path / "whole")
+    assert "has no start" in message(fit, "other", base=CROSS, start=tmp_path / "start")
+    assert "epochs" in message(fit, "other", base={"recipe": "cross"}, seed=3, start=tmp_path / "start", **options)
+    assert not (tmp_path / "other").exists() and not (tmp_path / "other.partial").exists()
+
+
+def test_a_cross_encoder_reads_pairs_in_both_orders(tiny_model):
+    model = pretrained(tiny_model, "cross", ["title"], 64, "cpu", 0.0, "fp32")
+    read = []
+    loss = PairLoss(model.encoder.train(), make_recipe("cross-pairs", swap=0.5))
+    original = model.encoder.preprocess
+    model.encoder.preprocess = lambda pairs: (read.extend(map(tuple, pairs)), original(pairs))[1]
+    torch.manual_seed(0)
+    for _ in range(10):
+        loss([["a"] * 8, ["b"] * 8], torch.zeros(8))
+    assert 20 < read.count(("b", "a")) < 60 and read.count(("a", "b")) + read.count(("b", "a")) == 80
+    read.clear()
+    model.encoder.eval()
+    loss([["a"] * 8, ["b"] * 8], torch.zeros(8))
+    assert read == [("a", "b")] * 8
 
 
 @pytest.mark.parametrize("last", [True, False], ids=["when it has decided", "while it waits"])
