@@ -20,8 +20,8 @@ from prodsim.quality.augment import (
     augment_pairs,
     back_translator,
     facts,
-    hard_negatives,
     load_lexicon,
+    make_negatives,
     rare_words,
     same_identity,
     split_words,
@@ -41,8 +41,8 @@ CHINESE = {
     "price": "3999",
 }
 WORDS = (
-    "black blk jet dark gray stainless steel laptop computer notebook pc tv television AB-1234 ab1234c DV 3800BK 55 inch"
-    ' 55" 15.6-inch 1TB 1000 GB 12 oz 355ml 4K usb 3.0 with w/ and & , ; ( ) / — " \' 3 10W Pro II x A 黑色 黑 金属机身'
+    "black blk jet dark gray stainless steel laptop computer notebook pc tv television AB-1234 ab1234c DV 3800BK 55"
+    ' inch 55" 15.6-inch 1TB 1000 GB 12 oz 355ml 4K usb 3.0 with w/ and & , ; ( ) / — " \' 3 10W Pro II x A 黑色 黑 金属机身'
     " 液晶电视 55英寸 35页/分 【店】 ， 家用 é ﬁ  \t 0 GB 0.0 cm black/silver ½ ² ٣ 1.5.2"
 ).split(" ")
 words = st.one_of(st.sampled_from(WORDS), st.sampled_from(WORDS), st.text(max_size=4))
@@ -79,7 +79,7 @@ def test_what_keeps_the_label_keeps_every_fact_of_any_text(rows, seed, name):
 @settings(max_examples=60, deadline=None)
 @given(records, st.integers(0, 2**32 - 1), st.sampled_from(CHANGES))
 def test_what_changes_the_label_changes_a_fact_or_nothing(rows, seed, name):
-    out, changed = hard_negatives(rows, np.random.default_rng(seed), [name])
+    out, changed = make_negatives(rows, np.random.default_rng(seed), [name])
     for before, after, new in zip(rows, out, changed, strict=True):
         assert (after == before) is not bool(new)
         assert same_identity(before, after) is not bool(new)
@@ -105,7 +105,7 @@ def test_every_operator_does_something_to_most_offers_of_a_shop(language, name):
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_an_operator_that_changes_the_label_succeeds_wherever_its_fact_is_told(name, kind, language):
     rows = shop_records(language)
-    out, changed = hard_negatives(rows, np.random.default_rng(0), [name])
+    out, changed = make_negatives(rows, np.random.default_rng(0), [name])
     told = np.array([any(f[0] == kind for f in facts(r)) for r in rows])
     assert told.mean() > 0.6
     assert (changed[told]).mean() > 0.99 and not changed[~told].any()
@@ -117,10 +117,10 @@ def test_an_operator_that_changes_the_label_succeeds_wherever_its_fact_is_told(n
 def test_numbers_that_stand_in_two_attributes_change_together():
     row = {"title": "Acme AB-1234 black", "description": "the AB-1234 in BLACK, 40 mm"}
     for seed in range(20):
-        (model,), (changed,) = hard_negatives([row], np.random.default_rng(seed), ["change_model"])
+        (model,), (changed,) = make_negatives([row], np.random.default_rng(seed), ["change_model"])
         title, description = (re.search(r"AB-\w+", model[n])[0] for n in row)
         assert changed and title == description != "AB-1234"
-        (colour,), _ = hard_negatives([row], np.random.default_rng(seed), ["change_colour"])
+        (colour,), _ = make_negatives([row], np.random.default_rng(seed), ["change_colour"])
         assert "black" not in " ".join(colour.values()).lower()
 
 
@@ -148,7 +148,7 @@ def test_same_state_same_output():
     rows = shop_records("en", 50) + shop_records("zh", 50)
     first, second, other = (augment(rows, np.random.default_rng(s)) for s in (5, 5, 6))
     assert first == second != other
-    a, b = (hard_negatives(rows, np.random.default_rng(5)) for _ in range(2))
+    a, b = (make_negatives(rows, np.random.default_rng(5)) for _ in range(2))
     assert a[0] == b[0] and (a[1] == b[1]).all()
 
 
@@ -185,7 +185,7 @@ def test_the_check_catches_an_operator_whose_flag_is_wrong(lies):
     if lies:
         assert augment([row], np.random.default_rng(0), [operator]) == [row]
     else:
-        out, changed = hard_negatives([row], np.random.default_rng(0), [operator])
+        out, changed = make_negatives([row], np.random.default_rng(0), [operator])
         assert out == [row] and not changed.any()
 
 
@@ -224,9 +224,9 @@ def test_augmented_pairs_keep_the_given_rows_and_labels():
 def test_a_negative_changes_only_what_the_other_side_states():
     left = [{"title": "Acme AB-1234 television"}] * 50
     right = [{"title": "Acme AB-1234 tv 55 inch black"}] * 50
-    out, changed = hard_negatives(right, np.random.default_rng(0), stated=left)
+    out, changed = make_negatives(right, np.random.default_rng(0), stated=left)
     assert changed.all() and all("55 inch black" in r["title"] for r in out)
-    out, changed = hard_negatives(right, np.random.default_rng(0), stated=[{"title": "television"}] * 50)
+    out, changed = make_negatives(right, np.random.default_rng(0), stated=[{"title": "television"}] * 50)
     assert not changed.any() and out == right
 
 
@@ -239,11 +239,11 @@ LEXICON = module.resources.files("prodsim.quality").joinpath("lexicon.toml").rea
     "call, says",
     [
         (lambda: augment([ENGLISH], np.random.default_rng(0), ["delete_spam"]), "did you mean delete_span"),
-        (lambda: augment([ENGLISH], np.random.default_rng(0), ["change_size"]), "use hard_negatives"),
+        (lambda: augment([ENGLISH], np.random.default_rng(0), ["change_size"]), "use make_negatives"),
         (lambda: augment([ENGLISH], np.random.default_rng(0), []), "needs an operator"),
         (lambda: augment([{"title": 3}], np.random.default_rng(0)), "record 0 .*title: int where text"),
-        (lambda: hard_negatives([ENGLISH], np.random.default_rng(0), ["synonym"]), "use augment"),
-        (lambda: hard_negatives([ENGLISH], np.random.default_rng(0), stated=[]), "0 other offers for 1"),
+        (lambda: make_negatives([ENGLISH], np.random.default_rng(0), ["synonym"]), "use augment"),
+        (lambda: make_negatives([ENGLISH], np.random.default_rng(0), stated=[]), "0 other offers for 1"),
         (lambda: augment_pairs(little_pairs().remove_columns("label")), "no column label"),
         (lambda: augment_pairs(little_pairs(), copies=-1), "copies=-1"),
         (lambda: load_lexicon("/nowhere/lexicon.toml"), "cannot be read"),
@@ -386,7 +386,11 @@ def test_a_multilingual_model_is_told_the_language(tmp_path):
     folder = tiny_translator(tmp_path, SENTENCES, languages=("en_X", "fr_X"))
     translator = module._Translator(folder, "en_X", "fr_X", 2, 0, 8, "cpu")
     made = translator.model.generate(
-        **{k: v for k, v in translator.tokenizer(["acme lamp black"], return_tensors="pt").items() if k != "token_type_ids"},
+        **{
+            k: v
+            for k, v in translator.tokenizer(["acme lamp black"], return_tensors="pt").items()
+            if k != "token_type_ids"
+        },
         **translator.options,
     )
     assert translator.tokenizer.convert_ids_to_tokens(made[0])[1] == "fr_X"

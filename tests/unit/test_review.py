@@ -30,7 +30,7 @@ from prodsim.quality.review import (
     join_readings,
     label_changes,
     marked_difference,
-    pair_keys,
+    pair_ids,
     pair_table,
     queue_id,
     read_doubts,
@@ -105,7 +105,10 @@ def marks_json(path, queue, verdicts, who="ann", reading=1, when="2026-01-02T03:
 def test_the_most_doubtful_stand_first_and_each_pair_once(pairs):
     twice = Dataset.from_dict({c: [*pairs[c], pairs[c][0]] for c in pairs.column_names})
     swapped = Dataset.from_dict(
-        {c: [*pairs[c], pairs[re.sub("left|right", lambda m: {"left": "right", "right": "left"}[m[0]], c)][0]] for c in pairs.column_names}
+        {
+            c: [*pairs[c], pairs[re.sub("left|right", lambda m: {"left": "right", "right": "left"}[m[0]], c)][0]]
+            for c in pairs.column_names
+        }
     )
     for data in (twice, swapped):
         doubts = np.array([0.5, 0.9, 0.1, 0.9, 0, 0, 0, 0, 0.4])
@@ -174,7 +177,9 @@ def test_a_title_does_no_harm_on_the_page(tmp_path, queue):
     titles = [t for i in range(6) for side in ("left", "right") for t in [queue[f"{side}_title"][i]]]
     assert [c for c in page.cells if c in titles] == titles
     assert "http" not in re.sub(r"http-equiv", "", re.sub(r"http://x", "", text)), "the page asks for something outside"
-    assert "default-src 'none'" in dict(page.attributes)["content"] or any("default-src 'none'" in v for k, v in page.attributes if k == "content")
+    assert "default-src 'none'" in dict(page.attributes)["content"] or any(
+        "default-src 'none'" in v for k, v in page.attributes if k == "content"
+    )
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
@@ -204,7 +209,10 @@ def test_a_blind_page_tells_neither_label_nor_doubt_nor_order(tmp_path, queue):
         export(queue, blind, blind=True, seed=1, reading=2)
         export(queue, again, blind=True, seed=1, reading=2)
         export(queue, other, blind=True, seed=2, reading=2)
-        order = [re.findall(r"(?<!queue)pair-[0-9a-f]{16}", p.read_text(encoding="utf-8")) for p in (open_, blind, again, other)]
+        order = [
+            re.findall(r"(?<!queue)pair-[0-9a-f]{16}", p.read_text(encoding="utf-8"))
+            for p in (open_, blind, again, other)
+        ]
         assert order[0] == queue["pair_id"].tolist()
         assert order[1] == order[2] != order[3] and sorted(order[1]) == sorted(order[0]) and order[1] != order[0]
         text = blind.read_text(encoding="utf-8")
@@ -223,7 +231,8 @@ def test_the_page_works_in_a_browser(tmp_path, pairs, queue):
     export_html(queue, tmp_path / "q.html")
     text = (tmp_path / "q.html").read_text(encoding="utf-8")
     probe = """<script>
-      const press = (key, at) => (at || document.body).dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+      const pressed = key => new KeyboardEvent("keydown", {key, bubbles: true});
+      const press = (key, at) => (at || document.body).dispatchEvent(pressed(key));
       press("m"); press("n"); press("k"); press("w");
       const box = document.querySelector(".pair.now .words");
       const focused = document.activeElement === box;
@@ -235,13 +244,15 @@ def test_the_page_works_in_a_browser(tmp_path, pairs, queue):
       out.textContent = JSON.stringify({json: asJson(), csv: asCsv(), stored: stored, shown: shown, focused: focused});
       document.body.append(out);
     </script></body>"""
-    for text, name in ((text, "inert"), (re.sub(r'<meta http-equiv[^>]*>', "", text), "open")):
-        (tmp_path / f"{name}.html").write_text(text.replace("</body>", probe), encoding="utf-8")
+    for page, name in ((text, "inert"), (re.sub(r"<meta http-equiv[^>]*>", "", text), "open")):
+        (tmp_path / f"{name}.html").write_text(page.replace("</body>", probe), encoding="utf-8")
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
                "--no-first-run", "--disable-background-networking", "--virtual-time-budget=2000", "--dump-dom"]  # fmt: skip
 
     def opened(name):
-        done = subprocess.run([*command, f"file://{tmp_path}/{name}.html"], capture_output=True, timeout=120, check=True)
+        done = subprocess.run(
+            [*command, f"file://{tmp_path}/{name}.html"], capture_output=True, timeout=120, check=True
+        )
         return done.stdout.decode("utf-8")
 
     assert 'id="out"' not in opened("inert"), "the page's policy let a foreign script run"
@@ -322,10 +333,10 @@ def test_a_reader_may_think_again_and_the_trail_keeps_both(tmp_path, pairs, queu
 )
 def test_applying_changes_labels_and_nothing_else(said, rule):
     pairs = some_pairs()
-    keys = pair_keys(pairs)
+    keys = pair_ids(pairs)
     trail = [
-        {"pair_id": keys[i], "old": pairs["label"][i], "new": review.VERDICTS[v], "verdict": v, "words": "", "who": f"r{k}",
-         "when": f"2026-01-01T00:00:{k:02d}+00:00", "reading": 1, "queue": "", "source": ""}
+        {"pair_id": keys[i], "old": pairs["label"][i], "new": review.VERDICTS[v], "verdict": v, "words": "",
+         "who": f"r{k}", "when": f"2026-01-01T00:00:{k:02d}+00:00", "reading": 1, "queue": "", "source": ""}
         for k, (i, v) in enumerate(said)
     ]  # fmt: skip
     both = DatasetDict({"train": pairs, "test": pairs.select([3, 1])})
@@ -351,7 +362,9 @@ def test_applying_changes_labels_and_nothing_else(said, rule):
 def test_readers_who_disagree_are_reported_and_decide_nothing(tmp_path, pairs, queue):
     trail = tmp_path / "trail.jsonl"
     import_reviews(marks_json(tmp_path / "a.json", queue, {0: "match", 1: "match"}, who="ann"), trail, pairs)
-    said = import_reviews(marks_json(tmp_path / "b.json", queue, {0: "no match", 1: "cannot tell"}, who="bo"), trail, pairs)
+    said = import_reviews(
+        marks_json(tmp_path / "b.json", queue, {0: "no match", 1: "cannot tell"}, who="bo"), trail, pairs
+    )
     assert said["conflicts"] == 1
     table = conflicts(trail)
     assert table.to_dict("records") == [
@@ -487,7 +500,9 @@ def bad_files(tmp_path, queue):
     files[other("half", '{"format": "prodsim-review-marks", ', "json")] = "broken JSON"
     files[other("alien", '{"marks": []}', "json")] = "no marks of a review page"
     files[other("later", '{"format": "prodsim-review-marks", "version": 2, "marks": []}', "json")] = "version 2"
-    files[other("list", '{"format": "prodsim-review-marks", "version": 1, "marks": [1]}', "json")] = "mark 1: not an object"
+    files[other("list", '{"format": "prodsim-review-marks", "version": 1, "marks": [1]}', "json")] = (
+        "mark 1: not an object"
+    )
     files[marks_json(tmp_path / "unnamed.json", queue, {0: "match"}, who="")] = "mark 1: nobody is named"
     twice = marks_json(tmp_path / "twice.json", queue, {0: "match"})
     marks = json.loads(twice.read_text())
