@@ -246,7 +246,7 @@ def test_the_page_works_in_a_browser(tmp_path, pairs, queue):
     </script></body>"""
     for page, name in ((text, "inert"), (re.sub(r"<meta http-equiv[^>]*>", "", text), "open")):
         (tmp_path / f"{name}.html").write_text(page.replace("</body>", probe), encoding="utf-8")
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'p'}",
                "--no-first-run", "--disable-background-networking", "--virtual-time-budget=2000", "--dump-dom"]  # fmt: skip
 
     def opened(name):
