@@ -178,7 +178,8 @@ def export_csv(
     reading: int = 1,  # 1 for the first reading, 2 for the second
     who: str = "",  # the reader, if known already
 ) -> None:
-    """Write a queue as CSV for a spreadsheet: fill in `verdict` (match, no match, cannot tell), `deciding_words` and `who`.
+    """Write a queue as CSV for a spreadsheet: to fill in are `verdict` (match, no match, cannot tell), `deciding_words`
+    and `who`.
 
     UTF-8 with a byte order mark, so that spreadsheets show Chinese; cells that would be run as formulas are
     disarmed."""
@@ -387,12 +388,15 @@ def _page(queue: pd.DataFrame, blind: bool, seed: int, reading: int, who: str, t
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>
-<header><strong>{html.escape(title)}</strong> · reading {reading}{" (blind)" if blind else ""} · <span id="count"></span>
+<meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>
+<style>{_STYLE}</style></head><body>
+<header><strong>{html.escape(title)}</strong> · reading {reading}{" (blind)" if blind else ""} ·
+<span id="count"></span>
 <div><label>Reader <input id="who" autocomplete="name"></label>
 <button type="button" id="json">Download JSON</button><button type="button" id="csv">Download CSV</button></div>
 <div class="note">Same product? <kbd>m</kbd> match, <kbd>n</kbd> no match, <kbd>c</kbd> cannot tell; <kbd>w</kbd> write
-the words that decide, Enter leaves; <kbd>j</kbd> <kbd>k</kbd> next and last. Marked: words that only one side has.</div></header>
+the words that decide, Enter leaves; <kbd>j</kbd> <kbd>k</kbd> next and last. Marked: words that only
+one side has.</div></header>
 {"".join(parts)}
 <script type="application/json" id="setup">{facts}</script>
 <script>{_SCRIPT}</script>
@@ -565,8 +569,8 @@ def import_reviews(
 ) -> dict:  # marks, new (entries appended), known (already there), changed (labels), cannot_tell, conflicts
     """Append what readers decided to the audit trail, with who, when, old and new label; all of the files or nothing.
 
-    A second import of the same file appends nothing. Raises ProdsimError, and leaves the trail as it is, for a pair that
-    is not in `pairs`, for a row whose records or old label were edited, and for whatever `read_marks` refuses."""
+    A second import of the same file appends nothing. Raises ProdsimError, and leaves the trail as it is, for a pair
+    that is not in `pairs`, for a row whose records or old label were edited, and for whatever `read_marks` refuses."""
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
     trail, labels = Path(trail), _labels_by_key(pairs)
     names = attributes(pairs)

@@ -246,8 +246,8 @@ def test_the_page_works_in_a_browser(tmp_path, pairs, queue):
     </script></body>"""
     for page, name in ((text, "inert"), (re.sub(r"<meta http-equiv[^>]*>", "", text), "open")):
         (tmp_path / f"{name}.html").write_text(page.replace("</body>", probe), encoding="utf-8")
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'p'}",
-               "--no-first-run", "--disable-background-networking", "--virtual-time-budget=2000", "--dump-dom"]  # fmt: skip
+    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --dump-dom"
+    command = [BROWSER, *flags.split(), "--virtual-time-budget=2000", f"--user-data-dir={tmp_path / 'profile'}"]
 
     def opened(name):
         done = subprocess.run(
