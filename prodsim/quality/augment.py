@@ -27,6 +27,11 @@ from ..data import attributes, record_ids
 # %% ../../nbs/quality/30_augment.ipynb #48ec80b3
 _CJK = "\u3007\u3400-\u9fff\uf900-\ufaff"
 _NUMBER = r"\d+(?:\.\d+)?"
+# DV 3800B is one model number, not 3800 bytes of DV; but "up to 1200W" is a measure
+_SPACED_MODEL = (
+    r"(?<![A-Za-z0-9])(?!(?:of|in|to|at|on|by|or|up|and|for|the|tv|hd|usb)\b)"
+    r"[A-Za-z]{2,3} \d{4,5}[A-Za-z]?(?![A-Za-z0-9.])"
+)
 _WIDE = "【】（）《》「」，。；：、！？｜|"
 _EDGE = " \t\n\r,.;:!?()[]{}<>【】（）《》，。；：、！？\"'“”*"
 
@@ -149,13 +154,21 @@ def _words(text: str, lexicon: Lexicon) -> list[str]:
         units = sorted(lexicon.units, key=len, reverse=True)
         latin, other = ("|".join(re.escape(u) for u in units if u[-1].isascii() == ascii_) for ascii_ in (True, False))
         memo["pattern"] = re.compile(
-            rf"\s*(?:{_NUMBER}[\s-]?(?:(?:{latin})(?![A-Za-z0-9])|(?:{other}))[,;:]?|[{_CJK}]+|[^\s{_CJK}{_WIDE}]+|[{_WIDE}]+)|\s+$",
+            rf"\s*(?:{_SPACED_MODEL}|{_NUMBER}[\s-]?(?:(?:{latin})(?![A-Za-z0-9])|(?:{other}))[,;:]?|[{_CJK}]+|[^\s{_CJK}{_WIDE}]+|[{_WIDE}]+)|\s+$",
             re.IGNORECASE,
         )
-        known = {w for table in (lexicon.colours, lexicon.synonyms, lexicon.units) for w in table} | lexicon.kept
+        # a protected Chinese name is a word of its own, so that it does not go with its neighbours
+        known = (
+            lexicon.protected
+            | {w for table in (lexicon.colours, lexicon.synonyms, lexicon.units) for w in table}
+            | lexicon.kept
+        )
         memo["chinese"] = frozenset(w for w in known if w and "\u3400" <= w[0] <= "\u9fff")
         memo["longest"] = max(map(len, memo["chinese"]), default=1)
-        memo["phrases"] = {w.split()[0]: w.split() for w in lexicon.colours if " " in w}  # one word
+        memo["phrases"] = {}  # colours of two words are one word
+        for colour in lexicon.colours:
+            if " " in colour:
+                memo["phrases"].setdefault(colour.split()[0], []).append(colour.split())
         memo["runs"], memo["facts"], memo["texts"] = {}, {}, {}
     if text in memo["texts"]:
         return memo["texts"][text].copy()
@@ -164,10 +177,11 @@ def _words(text: str, lexicon: Lexicon) -> list[str]:
         words = [w for word in words for w in (_chinese_words(word, memo) if _is_chinese(word) else (word,))]
     lower = text.lower()
     if any(first in lower for first in memo["phrases"]):
-        for i, phrase in [(i, p) for i, w in enumerate(words) if (p := memo["phrases"].get(w.strip(_EDGE).lower()))]:
-            following = "".join(words[i : i + len(phrase)]).strip(_EDGE).lower().split()
-            if following == phrase:
-                words[i : i + len(phrase)] = ["".join(words[i : i + len(phrase)]), *[""] * (len(phrase) - 1)]
+        for i in range(len(words)):
+            for phrase in memo["phrases"].get(words[i].strip(_EDGE).lower(), ()):
+                whole = "".join(words[i : i + len(phrase)])
+                if whole.strip(_EDGE).lower().split() == phrase:
+                    words[i : i + len(phrase)] = [whole, *[""] * (len(phrase) - 1)]
     words = [w for w in words if w]
     if len(memo["texts"]) > 1 << 13:  # an operator, and the check on it, read one text several times in a row
         memo["texts"].clear()
@@ -403,7 +417,7 @@ def _free(words: list[str], record: dict, lexicon: Lexicon) -> list[bool]:
 def _pick(options: list, draw: Callable[[], float]):
     return options[int(draw() * len(options))]
 
-# %% ../../nbs/quality/30_augment.ipynb #4be24d04
+
 @_operator("delete_span", True, "delete one to four neighbouring words of one attribute")
 def _delete_span(record: dict, draw: Callable[[], float], lexicon: Lexicon) -> dict:
     if not (texts := _product_texts(record, lexicon)):
@@ -592,17 +606,25 @@ def _respelled(word: str, draw: Callable[[], float], lexicon: Lexicon, chinese: 
         _, dimension, value = _fact(word, lexicon)
         bare = word.strip().rstrip(",;:")
         before, after = word.split(bare, 1)
+        own = lexicon.unit_rows[_unit_of(re.sub(rf"^{_NUMBER}[\s-]?", "", bare.lower()), lexicon)]
         forms = []
         for row in lexicon.unit_rows:
             if row["dimension"] == dimension:
                 number = f"{value / row['worth']:.4g}"
-                if "e" not in number and abs(float(number) * row["worth"] - value) <= 5e-4 * value:
+                exact = "e" not in number and abs(float(number) * row["worth"] - value) <= 5e-4 * value
+                if exact and (row is own or _sayable(number)):
                     forms += [f.format(number) for f in row["zh" if chinese else "en"]]
         forms = [before + f + after for f in forms if f.lower() != bare.lower()]
         lexicon.memo["forms"][word, chinese] = forms
     return _pick(forms, draw) if forms else word
 
-# %% ../../nbs/quality/30_augment.ipynb #5cb8756f
+
+def _sayable(number: str) -> bool:
+    "Whether a seller would write this number after a conversion: 139.7 cm and 0.35 kW, but not 1.969 inches."
+    decimals = len(number.partition(".")[2])
+    return "e" not in number and 0.1 <= float(number) <= 2000 and decimals <= (1 if float(number) >= 1 else 2)
+
+# %% ../../nbs/quality/30_augment.ipynb #4be24d04
 def _changed_words(record: dict, lexicon: Lexicon, fact: Fact, change: Callable[[str], str]) -> dict:
     "The record with every word that states `fact` rewritten by `change`, in every attribute of the product."
     out = dict(record)
@@ -697,7 +719,7 @@ def _change_model(record: dict, draw: Callable[[], float], lexicon: Lexicon) -> 
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
-# %% ../../nbs/quality/30_augment.ipynb #b8d0d8e8
+# %% ../../nbs/quality/30_augment.ipynb #5cb8756f
 CHEAP = ("delete_span", "shuffle_span", "swap_spans", "drop_attribute", "swap_attributes", "synonym", "rewrite_units")
 CHANGES = ("change_model", "change_size", "change_colour", "change_number")
 
@@ -725,6 +747,7 @@ def augment(
 
 def _apply(records: list[dict], rng: np.random.Generator, chosen: list[Operator], lexicon: Lexicon):
     "The rewritten records and which of them changed."
+    lexicon = _knowing_names(records, lexicon)
     choice, draw = rng.integers(len(chosen), size=len(records)), _draws(rng)
     out, changed = list(records), np.zeros(len(records), bool)
     for k, operator in enumerate(chosen):
@@ -736,6 +759,19 @@ def _apply(records: list[dict], rng: np.random.Generator, chosen: list[Operator]
             if record is not records[i] and _sound(records[i], record, operator.keeps_label, lexicon):
                 out[i], changed[i] = record, True
     return out, changed
+
+
+def _knowing_names(records: list[dict], lexicon: Lexicon) -> Lexicon:
+    "The lexicon with every brand of these records protected: an offer whose brand is missing may name it in its title."
+    columns = {n for n in records[0] if n.lower() in lexicon.identifying_attributes} if records else set()
+    names = frozenset(w for r in records for n in columns if r.get(n) for w in _names(r[n]) if len(w) > 1)
+    if names <= lexicon.protected:
+        return lexicon
+    # the next epoch brings the same records: what was read of them is remembered
+    if lexicon.memo.get("names") != names:
+        lexicon.memo["names"], lexicon.memo["knowing"] = names, lexicon.protecting(names)
+        _words("", lexicon.memo["knowing"])
+    return lexicon.memo["knowing"]
 
 
 def _sound(before: dict, after: dict, keeps_label: bool, lexicon: Lexicon) -> bool:
@@ -770,7 +806,7 @@ def _checked_records(records: list[dict], lexicon: Lexicon | None) -> Lexicon:
                 )
     return lexicon
 
-# %% ../../nbs/quality/30_augment.ipynb #1d172c3b
+# %% ../../nbs/quality/30_augment.ipynb #e68f0fb6
 def make_negatives(
     records: list[dict[str, str | None]],  # attribute → value
     rng: np.random.Generator,  # all randomness
@@ -878,7 +914,7 @@ def rare_words(
         counts.update({w.strip(_EDGE).lower() for text in texts for w in _words(text, lexicon)})
     return frozenset(w for w, n in counts.items() if w and n <= at_most)
 
-# %% ../../nbs/quality/30_augment.ipynb #cfd48d96
+# %% ../../nbs/quality/30_augment.ipynb #2313d3e1
 def back_translator(
     forward: str | Path,  # model into the other language: a hub name or a folder, e.g. Helsinki-NLP/opus-mt-en-de
     backward: str | Path,  # model back again, e.g. Helsinki-NLP/opus-mt-de-en

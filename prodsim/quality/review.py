@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'ON_CONFLICT', 'pair_ids', 'doubt', 'read_doubts', 'review_queue', 'queue_id', 'export_csv',
-           'marked_difference', 'pair_table', 'export_html', 'read_marks', 'read_trail', 'import_reviews', 'conflicts',
+           'marked_difference', 'pair_table', 'export_html', 'read_marks', 'read_trail', 'conflicts', 'import_reviews',
            'join_readings', 'agreement', 'decided_labels', 'apply_reviews', 'label_changes']
 
 # %% ../../nbs/quality/40_review.ipynb #eb553bf3
@@ -561,6 +561,39 @@ def _parts(pairs: Dataset | DatasetDict) -> dict[str, Dataset]:
     return dict(pairs) if isinstance(pairs, DatasetDict) else {"": pairs}
 
 
+def _latest(trail: Iterable[dict]) -> dict[str, dict[tuple[str, int], dict]]:
+    "pair_id → (who, reading) → that reader's last word, by the time it was given."
+    out: dict[str, dict[tuple[str, int], dict]] = {}
+    for entry in trail:
+        readers = out.setdefault(entry["pair_id"], {})
+        reader = (entry["who"], entry["reading"])
+        if reader not in readers or entry["when"] >= readers[reader]["when"]:
+            readers[reader] = entry
+    return out
+
+
+def _entries(trail: str | Path | Iterable[dict]) -> list[dict]:
+    if not isinstance(trail, str | os.PathLike):
+        return list(trail)
+    if not Path(trail).exists():
+        raise ProdsimError(f"{trail}: there is no such audit trail; prodsim review import writes one")
+    return read_trail(trail)
+
+
+def conflicts(
+    trail: str | Path | Iterable[dict],  # a trail or its file
+) -> pd.DataFrame:  # pair_id, match, no_match (who says so), words
+    "Pairs that one reader calls a match and another, or the same one in another reading, does not."
+    rows = []
+    for key, readers in _latest(_entries(trail)).items():
+        said = {v: [e for e in readers.values() if e["verdict"] == v] for v in ("match", "no match")}
+        if all(said.values()):
+            names = [", ".join(f"{e['who']} ({e['reading']})" for e in entries) for entries in said.values()]
+            words = " | ".join(e["words"] for entries in said.values() for e in entries)
+            rows.append((key, *names, words))
+    return pd.DataFrame(rows, columns=["pair_id", "match", "no_match", "words"])
+
+
 def import_reviews(
     path: str | Path | Iterable[str | Path],  # one or several files of marks, see `read_marks`
     trail: str | Path,  # the audit trail to append to, JSONL; made if need be
@@ -652,39 +685,6 @@ def _check_mark(mark: dict, labels: dict[str, set[int]], past: dict[str, set], n
         )
 
 # %% ../../nbs/quality/40_review.ipynb #86494b15
-def _latest(trail: Iterable[dict]) -> dict[str, dict[tuple[str, int], dict]]:
-    "pair_id → (who, reading) → that reader's last word, by the time it was given."
-    out: dict[str, dict[tuple[str, int], dict]] = {}
-    for entry in trail:
-        readers = out.setdefault(entry["pair_id"], {})
-        reader = (entry["who"], entry["reading"])
-        if reader not in readers or entry["when"] >= readers[reader]["when"]:
-            readers[reader] = entry
-    return out
-
-
-def _entries(trail: str | Path | Iterable[dict]) -> list[dict]:
-    if not isinstance(trail, str | os.PathLike):
-        return list(trail)
-    if not Path(trail).exists():
-        raise ProdsimError(f"{trail}: there is no such audit trail; prodsim review import writes one")
-    return read_trail(trail)
-
-
-def conflicts(
-    trail: str | Path | Iterable[dict],  # a trail or its file
-) -> pd.DataFrame:  # pair_id, match, no_match (who says so), words
-    "Pairs that one reader calls a match and another, or the same one in another reading, does not."
-    rows = []
-    for key, readers in _latest(_entries(trail)).items():
-        said = {v: [e for e in readers.values() if e["verdict"] == v] for v in ("match", "no match")}
-        if all(said.values()):
-            names = [", ".join(f"{e['who']} ({e['reading']})" for e in entries) for entries in said.values()]
-            words = " | ".join(e["words"] for entries in said.values() for e in entries)
-            rows.append((key, *names, words))
-    return pd.DataFrame(rows, columns=["pair_id", "match", "no_match", "words"])
-
-
 def join_readings(
     trail: str | Path | Iterable[dict],  # a trail or its file
     first: tuple[str | None, int] = (None, 1),  # who and which reading; None: whoever did it, the last of them
