@@ -1,0 +1,1 @@
+"""Data quality: audit, repair, split, augment, review."""
