@@ -6,7 +6,7 @@
 __all__ = ['UNITS', 'FLUID_WORDS', 'RULES', 'clean_steps', 'clean_text', 'clean', 'restore', 'deduplicate', 'deduplicate_records',
            'resolve_conflicts', 'majority_vote', 'rebalance', 'hard_negatives', 'repair_labels']
 
-# %% ../../nbs/quality/20_repair.ipynb #6c1bc0bd
+# %% ../../nbs/quality/20_repair.ipynb #30c8c03d
 import html
 import re
 import unicodedata
@@ -24,7 +24,7 @@ from ..core import ProdsimError
 from ..data import attributes
 from .split import record_keys
 
-# %% ../../nbs/quality/20_repair.ipynb #de132aa0
+# %% ../../nbs/quality/20_repair.ipynb #01e55425
 _HAN = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _HAS_HAN = re.compile(f"[{_HAN}]")
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
@@ -108,7 +108,7 @@ def _punctuation(text: str) -> str:
 def _space(text: str) -> str:
     return " ".join(text.split())
 
-# %% ../../nbs/quality/20_repair.ipynb #dc4c0869
+# %% ../../nbs/quality/20_repair.ipynb #17e1fdb6
 UNITS = {  # symbol → spellings, as regular expressions without case; Han spellings stand directly behind the number
     "TB": r"tb|terabytes?",
     "GB": r"gb|gigs?|gigabytes?",
@@ -159,6 +159,7 @@ _LETTER = re.compile(
     rf"{_NOT_INSIDE}(?P<n>{_NUMBER})(?:(?P<inch>in(?! ?-?(?:1|one)\b))"
     rf"|{'|'.join(f'(?P<{symbol}>[{letters}])' for symbol, letters in _SINGLE.items())}){_END}"
 )
+_SPACED = re.compile(rf"{_NOT_INSIDE}(?:\d+\.\d+ L|\d{{2,}} g|\d{{3,}} W){_END}")  # 10 W is a shoe, 42 L a suit
 _GIGA = re.compile(rf"{_NOT_INSIDE}(8|16|32|64|128|256|512)G{_END}")  # smaller ones are mobile networks
 _MARKS = re.compile(rf"{_NOT_INSIDE}({_NUMBER}) ?(?:\"|'')(?!\w)")
 _QUOTED = re.compile(r"(?:^|[\s(\[])(?:\"|'')\S")
@@ -188,16 +189,18 @@ def _unit(text: str) -> str:
     if not re.search(r"\d", text):
         return text
     text = _UNIT.sub(spelled, text)
-    text = _LETTER.sub(lambda found: _short(found["n"]) + found.lastgroup, text)
+    text = _LETTER.sub(lambda found: _short(found["n"]) + found.lastgroup, text)  # the group is named like the symbol
+    text = _SPACED.sub(lambda found: found[0].replace(" ", "").replace("L", "l"), text)
     text = _GIGA.sub(r"\1GB", text)
     return text if _QUOTED.search(text) else _MARKS.sub(lambda found: _short(found[1]) + "inch", text)
 
 
-_LADDERS = (  # units of one kind, each with its size in the first: an amount is written in the one that gives 1 to 999
+# Units of one kind, each with its size in the first: an amount is written in the one that gives 1 to 999. Lengths
+# have no ladder: a 105 mm lens or a 2 m cable is called so, and not 10.5 cm or 200 cm.
+_LADDERS = (
     {"KB": 1, "MB": 10**3, "GB": 10**6, "TB": 10**9},
     {"ml": 1, "cl": 10, "l": 1000, "floz": Decimal("29.5735")},
     {"mg": Decimal("0.001"), "g": 1, "kg": 1000, "lb": Decimal("453.592")},
-    {"mm": 1, "cm": 10, "m": 1000},
     {"Hz": 1, "kHz": 10**3, "MHz": 10**6, "GHz": 10**9},
     {"W": 1, "kW": 1000},
     {"Mbps": 1, "Gbps": 1000},
@@ -206,7 +209,7 @@ _LADDERS = (  # units of one kind, each with its size in the first: an amount is
 _LADDER = {symbol: ladder for ladder in _LADDERS for symbol in ladder}
 _PRINTED = {"floz", "lb", "cl", "万像素"}  # never written, always turned into the others
 _AMOUNT = re.compile(rf"{_NOT_INSIDE}({_NUMBER})({'|'.join(sorted([*_LADDER, 'oz'], key=len, reverse=True))}){_END}")
-_FLUID = re.compile(rf"\b(?:{'|'.join(FLUID_WORDS.split())})s?\b|maker", re.I)
+_FLUID = re.compile(rf"\b(?:{'|'.join(FLUID_WORDS.split())})s?\b|[杯瓶壶罐]", re.I)
 
 
 def _amount(text: str) -> str:
@@ -222,18 +225,15 @@ def _amount(text: str) -> str:
         if "TB" in ladder and number % 1000 and not number % 1024 and symbol != "TB":
             number, symbol = number / 1024, list(ladder)[list(ladder).index(symbol) + 1]
         base = number * ladder[symbol]
-        if symbol in ("floz", "lb"):  # three digits, as labels print them
+        if symbol == "lb" or "ml" in ladder:  # three digits, as labels print them
             base = base.quantize(Decimal(1).scaleb(base.adjusted() - 2), ROUND_HALF_UP)
         written = [unit for unit in ladder if unit not in _PRINTED]
-        if "cm" in ladder:  # 40mm, 55cm, 2m
-            symbol = "mm" if base < 100 else "cm" if base < 1000 else "m"
-        else:
-            symbol = max((unit for unit in written if base >= ladder[unit]), key=ladder.get, default=written[0])
+        symbol = max((unit for unit in written if base >= ladder[unit]), key=ladder.get, default=written[0])
         return _short(f"{base / ladder[symbol]:f}") + symbol
 
     return _AMOUNT.sub(chosen, text)
 
-# %% ../../nbs/quality/20_repair.ipynb #044a0345
+# %% ../../nbs/quality/20_repair.ipynb #a689e6fd
 RULES: dict[str, Callable[[str], str]] = {  # in the order they are applied
     "mojibake": _mojibake,
     "html": _html,
@@ -286,7 +286,7 @@ def clean_text(
     steps = clean_steps(text, rules)
     return steps[-1][2] if steps else text
 
-# %% ../../nbs/quality/20_repair.ipynb #552b27c8
+# %% ../../nbs/quality/20_repair.ipynb #fb26e19e
 def clean(
     data: DatasetDict | Dataset | pd.DataFrame,  # pairs, all splits or one, or records
     columns: Sequence[str] | None = None,  # columns or attributes to clean; None: every attribute that is text
@@ -295,7 +295,8 @@ def clean(
     """Bring text, numbers and units to one form; ids and labels are not touched.
 
     The report has a row per rule and column: `cells` it changed, their `share`, and one example. A cell in which nothing
-    is left is missing (None). Cleaning what `clean` returned changes nothing. Raises ProdsimError for unknown columns and rules."""
+    is left is missing (None). Cleaning what `clean` returned changes nothing. Raises ProdsimError for unknown columns
+    and rules."""
     parts = dict(data) if isinstance(data, DatasetDict) else {"": data}
     counts: Counter = Counter()
     cells: Counter = Counter()
@@ -303,7 +304,7 @@ def clean(
     cleaned = {}
     for split, part in parts.items():
         frame = isinstance(part, pd.DataFrame)
-        out = {name: part[name] for name in part.columns} if frame else {name: part[name] for name in part.column_names}
+        out = {name: part[name] for name in (part.columns if frame else part.column_names)}
         for name in _text_columns(part, columns):
             values = [None if value is None or value != value else value for value in out[name]]
             done: dict[str, str | None] = {}
@@ -341,9 +342,8 @@ def restore(
     raw = [name for name in names if name.startswith("raw_") and name[4:] in names]
     if not raw:
         raise ProdsimError("nothing to restore: there are no columns raw_…, as `clean` leaves them")
-    return _table(
-        {name: data[f"raw_{name}" if f"raw_{name}" in raw else name] for name in names if name not in raw}, data
-    )
+    source = {name: f"raw_{name}" if f"raw_{name}" in raw else name for name in names if name not in raw}
+    return _table({name: data[own] for name, own in source.items()}, data)
 
 
 def _text_columns(part: Dataset | pd.DataFrame, columns: Sequence[str] | None) -> list[str]:
@@ -374,12 +374,10 @@ def _table(columns: dict[str, Sequence], like: Dataset | pd.DataFrame) -> Datase
         same = {n: pd.Series(list(values), index=like.index, dtype=kinds[n]) for n, values in columns.items()}
         return pd.DataFrame(same, index=like.index)
     types = {name: like.features[name].dtype for name in like.column_names}
-    arrays = {
-        n: pa.array(list(v), pa.string() if types.get(n, "string") == "string" else None) for n, v in columns.items()
-    }
-    return Dataset(pa.table(arrays))
+    text = {name: pa.string() if types.get(name, "string") == "string" else None for name in columns}
+    return Dataset(pa.table({name: pa.array(list(values), text[name]) for name, values in columns.items()}))
 
-# %% ../../nbs/quality/20_repair.ipynb #05a143b7
+# %% ../../nbs/quality/20_repair.ipynb #74c31acd
 def _pair_keys(part: Dataset) -> list[frozenset]:
     return [frozenset(ends) for ends in zip(record_keys(part, "left"), record_keys(part, "right"), strict=True)]
 
@@ -394,7 +392,7 @@ def deduplicate(
 ) -> tuple[DatasetDict | Dataset, pd.DataFrame]:  # without repeats; dropped: split, row, label, kept_split, kept_row
     """Keep the first of equal pairs with equal labels.
 
-    Records are compared by `record_keys`, in either order. Of a pair with both labels one of each stays: see
+    Records are compared by `record_keys`, in either order. Of a pair with both labels one row of each stays: see
     `resolve_conflicts`. The test split loses only what it repeats itself."""
     parts = dict(pairs) if isinstance(pairs, DatasetDict) else {"": pairs}
     order = [name for name in ("test", "valid", "train") if name in parts]
@@ -445,9 +443,10 @@ def resolve_conflicts(
 ) -> tuple[Dataset, pd.DataFrame]:  # one label per pair; what was decided: rows, labels, verdict
     """Settle pairs that are listed with both labels.
 
-    `majority`: the label of more rows, none at a tie. A function gets the list of labels and returns 0, 1 or None. A mapping
-    of (left_id, right_id) to 0 or 1 holds verdicts of people; what it does not know stays without one. A pair without a verdict is
-    dropped, a pair with one keeps its rows with that label. Raises ProdsimError for an unknown way."""
+    `majority`: the label of more rows, none at a tie. A function gets the list of labels and returns 0, 1 or None. A
+    mapping of (left_id, right_id) to 0 or 1 holds verdicts of people; what it does not know stays without one. A pair
+    without a verdict is dropped, a pair with one keeps its rows with that label. Raises ProdsimError for an unknown
+    way."""
     ways: dict[str, Callable] = {
         "drop": lambda labels: None,
         "match": lambda labels: 1,
@@ -498,11 +497,11 @@ def majority_vote(
         rows.append({"label": None if tie or not votes else votes[0][0], "votes": total, "share": share})
     return pd.DataFrame(rows, columns=["label", "votes", "share"])
 
-# %% ../../nbs/quality/20_repair.ipynb #71ab3935
+# %% ../../nbs/quality/20_repair.ipynb #171b6f73
 def rebalance(
     pairs: Dataset,  # labelled pairs of one split
     non_matches: float = 3.0,  # wanted per match
-    how: str = "drop",  # "drop" rows of the larger class, "repeat" rows of the smaller, "weight": a column weight, mean 1
+    how: str = "drop",  # "drop" rows of the larger class, "repeat" rows of the smaller, "weight": a column of mean 1
     scores: np.ndarray | None = None,  # (rows,) larger = more alike: the most alike non-matches stay; None: at random
     seed: int = 0,
 ) -> Dataset:  # rows in their old order, repeated ones at the end
@@ -530,11 +529,9 @@ def rebalance(
             order = order[np.argsort(-np.asarray(scores, float)[order], kind="stable")]
         return _take(pairs, np.sort(np.concatenate([smaller, order[: max(1, size)]])))
     size = round(len(others) / non_matches) if smaller is matches else round(len(matches) * non_matches)
-    extra = np.concatenate([rng.permutation(smaller) for _ in range(size // len(smaller))] or [[]])[
-        : size - len(smaller)
-    ]
-    rest = rng.permutation(smaller)[: max(0, size - len(smaller) - len(extra))]
-    return _take(pairs, np.concatenate([np.arange(len(labels)), extra, rest]).astype(int))
+    rounds = [rng.permutation(smaller) for _ in range(-(-size // len(smaller)))]
+    extra = np.concatenate([np.zeros(0, int), *rounds])[: max(0, size - len(smaller))]
+    return _take(pairs, np.concatenate([np.arange(len(labels)), extra]))
 
 
 def hard_negatives(
@@ -553,9 +550,7 @@ def hard_negatives(
     from sklearn.preprocessing import normalize
 
     if len(texts) != len(products) or vectors is not None and len(vectors) != len(texts):
-        sizes = f"{len(texts)} texts, {len(products)} products" + (
-            "" if vectors is None else f", {len(vectors)} vectors"
-        )
+        sizes = f"{len(texts)} texts, {len(products)} products, {len(vectors) if vectors is not None else 0} vectors"
         raise ProdsimError(f"one product and one vector per text: {sizes}")
     if vectors is None:
         try:
@@ -580,11 +575,12 @@ def hard_negatives(
     rows = sorted(((a, b, score) for (a, b), score in found.items()), key=lambda pair: (-pair[2], pair[:2]))
     return pd.DataFrame(rows, columns=["left", "right", "score"])
 
-# %% ../../nbs/quality/20_repair.ipynb #990d1ae6
+# %% ../../nbs/quality/20_repair.ipynb #dd0634da
 def repair_labels(
     pairs: Dataset,  # labelled pairs of one split: never the one that is measured on
     probabilities: np.ndarray,  # (rows,) out-of-fold probability of label 1
-    how: str = "drop",  # "drop" doubtful rows; "weight": a column weight from 0 to 1; "flip" their labels
+    how: str = "drop",  # "drop" doubtful rows; "weight": a column weight for all rows; "flip" doubtful labels
+    method: str = "prune_by_noise_rate",  # `filter_by` of cleanlab's find_label_issues: how many rows are doubted
 ) -> tuple[
     Dataset, pd.DataFrame
 ]:  # repaired; doubtful rows: row, label, probability, quality (of the label, low first)
@@ -605,7 +601,7 @@ def repair_labels(
     from cleanlab.rank import get_label_quality_scores
 
     both = np.column_stack([1 - p, p])
-    doubtful = find_label_issues(labels, both, filter_by="both", n_jobs=1)
+    doubtful = find_label_issues(labels, both, filter_by=method, n_jobs=1)
     quality = get_label_quality_scores(labels, both, method="self_confidence")
     table = pd.DataFrame({"row": np.arange(len(labels)), "label": labels, "probability": p, "quality": quality})
     table = table[doubtful].sort_values(["quality", "row"], ignore_index=True)

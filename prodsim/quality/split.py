@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['record_keys', 'group_records', 'partition', 'split_pairs', 'disjoint', 'split_records']
 
-# %% ../../nbs/quality/21_split.ipynb #b1d09353
+# %% ../../nbs/quality/21_split.ipynb #aad2b1b6
 import heapq
 import random
 import re
@@ -22,7 +22,7 @@ from scipy.sparse.csgraph import connected_components
 from ..core import ProdsimError, hash_text
 from ..data import SPLITS, attributes, data_hash, record_ids
 
-# %% ../../nbs/quality/21_split.ipynb #419c1991
+# %% ../../nbs/quality/21_split.ipynb #c7b7e84c
 def record_keys(
     split: Dataset,  # pairs
     side: str,  # "left" or "right"
@@ -58,7 +58,7 @@ def group_records(
     order: dict[int, int] = {}
     return {name: order.setdefault(c, len(order)) for name, c in zip(names, component.tolist(), strict=True)}
 
-# %% ../../nbs/quality/21_split.ipynb #2b36b813
+# %% ../../nbs/quality/21_split.ipynb #dd9c40ba
 def partition(
     left: Sequence[int],  # (pairs,) node of the left record, 0 … nodes-1
     right: Sequence[int],  # (pairs,) node of the right record; the same node: the pair cannot be lost
@@ -104,9 +104,7 @@ def partition(
     cost = lost + balance * sum(chi)
     best, best_side = cost, side[:]
     tries = min(sweeps * nodes, most_tries) if len(shares) > 1 else 0
-    start = (
-        0.02 * len(left) + 1
-    )  # enough to move a whole neighbourhood across; found on shops and Abt-Buy, not sensitive
+    start = 0.02 * len(left) + 1  # pairs; enough to carry a whole neighbourhood across
     for step in range(tries):
         node = int(draw() * nodes)
         old = side[node]
@@ -167,7 +165,7 @@ def _grow(inner: list[dict], near: list[list], shares: list[float], draw) -> lis
         reached += weight[node]
     return side
 
-# %% ../../nbs/quality/21_split.ipynb #97911ccf
+# %% ../../nbs/quality/21_split.ipynb #7b9c3e5b
 def split_pairs(
     pairs: DatasetDict | Dataset,  # labelled pairs; splits they already have are put together first
     by: str = "cluster",  # "record", "cluster", "time" or "source": what is never divided
@@ -181,8 +179,8 @@ def split_pairs(
 
     `cluster` also keeps together what is joined by a chain of matches; small components stay whole, large ones are cut
     where few pairs are lost (`partition`). `time`: pairs sorted by time (of two records the later), equal times
-    together; a record met in two splits goes where most of its pairs are. Raises ProdsimError for unlabelled pairs, a
-    missing time or source, and where a split would be empty."""
+    together. By time and source a record met in two splits goes where most of its pairs are. Raises ProdsimError for
+    unlabelled pairs, a missing time or source, and where a split would be empty."""
     whole = concatenate_datasets(list(pairs.values())) if isinstance(pairs, DatasetDict) else pairs
     wanted = _wanted(shares)
     if by not in ("record", "cluster", "time", "source"):
@@ -208,13 +206,13 @@ def split_pairs(
         a, b = (np.array([place[node] for node in side], dtype=np.int64) for side in nodes)
         side = np.where(a == b, a, -1)
     if by in ("time", "source"):
-        side = _apart(frame, side, len(wanted))
+        side = _apart(frame, side, list(wanted.values()))
     order = np.argsort([hash_text(f"{seed} {key}") for key in frame["key"]], kind="stable")
     parts, table = {}, whole.with_format("arrow")[:]
     for s, name in enumerate(wanted):
         rows = frame["row"].to_numpy()[order[side[order] == s]]
         if not len(rows):
-            raise ProdsimError(f"the split {name} would be empty: its {len(frame)} pairs hang together too closely")
+            raise ProdsimError(f"the split {name} would be empty: {len(frame)} pairs hang together too closely")
         parts[name] = Dataset(table.take(pa.array(rows)))
     result = DatasetDict(parts)
     cut = side < 0
@@ -232,7 +230,7 @@ def split_pairs(
     }
     return result, report
 
-# %% ../../nbs/quality/21_split.ipynb #2f3ea493
+# %% ../../nbs/quality/21_split.ipynb #765fd61e
 def _wanted(shares: Sequence[float]) -> dict[str, float]:
     "Shares by split, summing to one, splits with the share zero left out."
     values = [float(share) for share in shares]
@@ -332,25 +330,26 @@ def _by_time(times: np.ndarray, shares: list[float]) -> np.ndarray:
     return np.searchsorted(borders, np.searchsorted(distinct, times), side="right")
 
 
-def _apart(frame: pd.DataFrame, side: np.ndarray, parts: int) -> np.ndarray:
-    "Each record goes to the split with most of its pairs (of equals the first); a pair with a record elsewhere is lost."
+def _apart(frame: pd.DataFrame, side: np.ndarray, shares: list[float]) -> np.ndarray:
+    "Each record goes where most of its pairs are, counted against the split's share; pairs with one elsewhere are lost."
     held: dict[str, list[int]] = {}
     ends = list(zip(frame["left"], frame["right"], strict=True))
     for pair, s in zip(ends, side.tolist(), strict=True):
         for name in set(pair) if s >= 0 else ():
-            held.setdefault(name, [0] * parts)[s] += 1
-    home = {name: counts.index(max(counts)) for name, counts in held.items()}
+            held.setdefault(name, [0] * len(shares))[s] += 1
+    weighed = {name: [n / share for n, share in zip(counts, shares, strict=True)] for name, counts in held.items()}
+    home = {name: counts.index(max(counts)) for name, counts in weighed.items()}
     stays = [s >= 0 and home[a] == home[b] == s for (a, b), s in zip(ends, side, strict=True)]
     return np.where(stays, side, -1)
 
-# %% ../../nbs/quality/21_split.ipynb #5c652d25
+# %% ../../nbs/quality/21_split.ipynb #544d9b60
 def disjoint(
     pairs: DatasetDict,  # pairs as published
 ) -> DatasetDict:  # the same pairs, no record and no product in two splits
     "The variant `NAME:disjoint` of any pairs: `split_pairs` by cluster, 3 : 1 : 1, seed 0."
     return split_pairs(pairs, by="cluster")[0]
 
-# %% ../../nbs/quality/21_split.ipynb #acf32f4c
+# %% ../../nbs/quality/21_split.ipynb #23ce79f1
 def split_records(
     records: pd.DataFrame,  # one record a row
     groups: str | Sequence,  # a column, or one value per row: what is never divided; a missing value is its own group
