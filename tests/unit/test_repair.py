@@ -50,7 +50,10 @@ pieces = st.sampled_from(
 )
 messy = st.lists(pieces, max_size=12).map("".join) | st.lists(pieces, max_size=8).map(" ".join)
 anything = st.text(st.characters(), max_size=60)
-chinese = st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FFF) | st.sampled_from("0123456789GML寸升克米 ，（）"), max_size=40)
+chinese = st.text(
+    st.characters(min_codepoint=0x4E00, max_codepoint=0x9FFF) | st.sampled_from("0123456789GML寸升克米 ，（）"),
+    max_size=40,
+)
 
 
 @settings(max_examples=500, deadline=None)
@@ -112,7 +115,18 @@ def test_plain_words_are_left_alone(text):
     "spellings",
     [
         ("1TB", "1 tb", "1000 GB", "1,000GB", "1,024 gigabytes", "1024GB", "1 terabyte", "１ＴＢ"),
-        ("15.6inch", "15.6″", '15.6"', "15.6 inch", "15.6-inch", "15.6 in.", "15.6''", "15.6英寸", "15.60寸", "１５.６寸"),
+        (
+            "15.6inch",
+            "15.6″",
+            '15.6"',
+            "15.6 inch",
+            "15.6-inch",
+            "15.6 in.",
+            "15.6''",
+            "15.6英寸",
+            "15.60寸",
+            "１５.６寸",
+        ),
         ("a 355ml can", "a 12 oz can", "a 12-ounce can", "a 12 fl. oz. can", "a .355 L can", "a 0.355升 can"),
         ("500g", "500克", "0.5 kg", "500 grams", "0.5公斤"),
         ("净含量500ml装", "净含量500毫升装", "净含量0.5升装", "净含量５００ｍｌ装"),
@@ -147,7 +161,7 @@ def test_what_only_looks_like_a_fault_is_left(text):
         ("unicode", "cafe\u0301 ﬁlter ㎏ Ⅱ ﾊﾞ", "café filter kg II バ"),
         ("width", "ＨＤＭＩ（２.０），好：A", "HDMI(2.0)，好：A"),
         ("invisible", "a\u200bb\x00\ufeff\xad\u200d", "ab"),
-        ("punctuation", "DSC‑W120 “x” ’", "DSC-W120 \"x\" '"),
+        ("punctuation", "DSC‑W120 “x” ’", 'DSC-W120 "x" \''),
         ("space", "  a \t\xa0b\u3000\n", "a b"),
         ("number", "1,299,000 pcs", "1299000 pcs"),
         ("number", "399.00", "399"),
@@ -178,7 +192,9 @@ def test_chinese_titles_are_not_taken_for_mojibake():
     assert not [text for text in texts if clean_text(text, ["mojibake"]) != text]
     halves = ["".join(c for c in text if "\u4e00" <= c <= "\u9fff")[:8] for text in texts]
     faults = [(half, half.encode().decode("gb18030", "ignore")) for half in halves if len(half) == 8]
-    mended = [clean_text(fault, ["mojibake"]) == half for half, fault in faults if fault.encode("gb18030") == half.encode()]
+    mended = [
+        clean_text(fault, ["mojibake"]) == half for half, fault in faults if fault.encode("gb18030") == half.encode()
+    ]
     assert len(mended) > 300 and np.mean(mended) > 0.8
 
 
@@ -326,7 +342,9 @@ def test_rebalance_reaches_the_ratio(matches, others, ratio, how):
     assert positives and negatives
     # one row more or less is all that whole numbers allow
     assert (positives - 1) * ratio - 1 <= negatives <= (positives + 1) * ratio + 1
-    assert (positives, negatives) <= (matches, others) if how == "drop" else positives >= matches and negatives >= others
+    assert (
+        (positives, negatives) <= (matches, others) if how == "drop" else positives >= matches and negatives >= others
+    )
 
 
 def test_rebalance_by_weight_and_by_hardness():
@@ -343,13 +361,22 @@ def test_rebalance_by_weight_and_by_hardness():
 
 
 def test_hard_negatives_join_similar_records_of_other_products():
-    texts = ["acme lamp 100 red", "acme lamp 100 blue", "acme lamp 200 red", "desk oak wide", "desk oak small", "acme lamp 200 red"]
+    texts = [
+        "acme lamp 100 red",
+        "acme lamp 100 blue",
+        "acme lamp 200 red",
+        "desk oak wide",
+        "desk oak small",
+        "acme lamp 200 red",
+    ]
     mined = hard_negatives(texts, ["a", "a", "b", "c", "d", "e"], per_record=2)
     pairs = set(zip(mined["left"], mined["right"], strict=True))
     assert (0, 1) not in pairs and (3, 4) in pairs and (0, 2) in pairs
     assert (2, 5) not in pairs, "equal text of another product is above the ceiling"
     assert mined["score"].is_monotonic_decreasing and (mined["left"] < mined["right"]).all()
-    assert (2, 5) in set(zip(*hard_negatives(texts, list("aabcde"), ceiling=1.1)[["left", "right"]].to_numpy().T.tolist(), strict=True))
+    assert (2, 5) in set(
+        zip(*hard_negatives(texts, list("aabcde"), ceiling=1.1)[["left", "right"]].to_numpy().T.tolist(), strict=True)
+    )
 
 
 def test_hard_negatives_by_vectors_and_in_chunks():
@@ -358,7 +385,9 @@ def test_hard_negatives_by_vectors_and_in_chunks():
     mined = hard_negatives(["x"] * 40, products, 1, vectors, ceiling=1.1)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     cosines = np.where(products[:, None] == products, -1, unit @ unit.T)
-    assert {tuple(sorted((i, int(j)))) for i, j in enumerate(cosines.argmax(1))} == set(zip(mined["left"], mined["right"], strict=True))
+    assert {tuple(sorted((i, int(j)))) for i, j in enumerate(cosines.argmax(1))} == set(
+        zip(mined["left"], mined["right"], strict=True)
+    )
     pd.testing.assert_frame_equal(mined, hard_negatives(["x"] * 40, products, 1, vectors, ceiling=1.1, chunk=7))
     for bad in ((["a"], [1, 2]), (["a"], [1])):
         with pytest.raises(ProdsimError):
