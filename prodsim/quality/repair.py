@@ -6,7 +6,7 @@
 __all__ = ['UNITS', 'FLUID_WORDS', 'RULES', 'clean_steps', 'clean_text', 'clean', 'restore', 'deduplicate', 'deduplicate_records',
            'resolve_conflicts', 'majority_vote', 'rebalance', 'hard_negatives', 'repair_labels']
 
-# %% ../../nbs/quality/20_repair.ipynb #2415c37d
+# %% ../../nbs/quality/20_repair.ipynb #4b1d1ef2
 import html
 import re
 import unicodedata
@@ -24,7 +24,7 @@ from ..core import ProdsimError
 from ..data import attributes
 from .split import record_keys
 
-# %% ../../nbs/quality/20_repair.ipynb #75ce547c
+# %% ../../nbs/quality/20_repair.ipynb #08472dc3
 _HAN = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _HAS_HAN = re.compile(f"[{_HAN}]")
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
@@ -108,7 +108,7 @@ def _punctuation(text: str) -> str:
 def _space(text: str) -> str:
     return " ".join(text.split())
 
-# %% ../../nbs/quality/20_repair.ipynb #f4f452b0
+# %% ../../nbs/quality/20_repair.ipynb #ecb3ecd4
 UNITS = {  # symbol → spellings, as regular expressions without case; Han spellings stand directly behind the number
     "TB": r"tb|terabytes?",
     "GB": r"gb|gigs?|gigabytes?",
@@ -233,7 +233,7 @@ def _amount(text: str) -> str:
 
     return _AMOUNT.sub(chosen, text)
 
-# %% ../../nbs/quality/20_repair.ipynb #d967120d
+# %% ../../nbs/quality/20_repair.ipynb #d7c66fe3
 RULES: dict[str, Callable[[str], str]] = {  # in the order they are applied
     "mojibake": _mojibake,
     "html": _html,
@@ -286,7 +286,7 @@ def clean_text(
     steps = clean_steps(text, rules)
     return steps[-1][2] if steps else text
 
-# %% ../../nbs/quality/20_repair.ipynb #07a3e7f0
+# %% ../../nbs/quality/20_repair.ipynb #f776ed12
 def clean(
     data: DatasetDict | Dataset | pd.DataFrame,  # pairs, all splits or one, or records
     columns: Sequence[str] | None = None,  # columns or attributes to clean; None: every attribute that is text
@@ -294,9 +294,9 @@ def clean(
 ) -> tuple[DatasetDict | Dataset | pd.DataFrame, pd.DataFrame]:  # cleaned, with raw_<column>; the report
     """Bring text, numbers and units to one form; ids and labels are not touched.
 
-    The report has a row per rule and column: `cells` it changed, their `share`, and one example. A cell in which nothing
-    is left is missing (None). Cleaning what `clean` returned changes nothing. Raises ProdsimError for unknown columns
-    and rules."""
+    The report has a row per rule and column: `cells` it changed, their `share`, and one example. A cell in which
+    nothing is left is missing (None). Cleaning what `clean` returned changes nothing. Raises ProdsimError for unknown
+    columns and rules."""
     parts = dict(data) if isinstance(data, DatasetDict) else {"": data}
     counts: Counter = Counter()
     cells: Counter = Counter()
@@ -377,7 +377,7 @@ def _table(columns: dict[str, Sequence], like: Dataset | pd.DataFrame) -> Datase
     text = {name: pa.string() if types.get(name, "string") == "string" else None for name in columns}
     return Dataset(pa.table({name: pa.array(list(values), text[name]) for name, values in columns.items()}))
 
-# %% ../../nbs/quality/20_repair.ipynb #510f28b2
+# %% ../../nbs/quality/20_repair.ipynb #0c7e038c
 def _pair_keys(part: Dataset) -> list[frozenset]:
     return [frozenset(ends) for ends in zip(record_keys(part, "left"), record_keys(part, "right"), strict=True)]
 
@@ -499,7 +499,7 @@ def majority_vote(
     table["label"] = pd.Series([row["label"] for row in rows], dtype=object)  # else None would turn labels into floats
     return table
 
-# %% ../../nbs/quality/20_repair.ipynb #950c2778
+# %% ../../nbs/quality/20_repair.ipynb #36a080c0
 def rebalance(
     pairs: Dataset,  # labelled pairs of one split
     non_matches: float = 3.0,  # wanted per match
@@ -577,15 +577,13 @@ def hard_negatives(
     rows = sorted(((a, b, score) for (a, b), score in found.items()), key=lambda pair: (-pair[2], pair[:2]))
     return pd.DataFrame(rows, columns=["left", "right", "score"])
 
-# %% ../../nbs/quality/20_repair.ipynb #73c0efd0
+# %% ../../nbs/quality/20_repair.ipynb #963d1bb9
 def repair_labels(
     pairs: Dataset,  # labelled pairs of one split: never the one that is measured on
     probabilities: np.ndarray,  # (rows,) out-of-fold probability of label 1
     how: str = "drop",  # "drop" doubtful rows; "weight": a column weight for all rows; "flip" doubtful labels
     method: str = "prune_by_noise_rate",  # `filter_by` of cleanlab's find_label_issues: how many rows are doubted
-) -> tuple[
-    Dataset, pd.DataFrame
-]:  # repaired; doubtful rows: row, label, probability, quality (of the label, low first)
+) -> tuple[Dataset, pd.DataFrame]:  # repaired; doubtful rows: row, label, probability, quality of the label
     """Repair labels that confident learning doubts (Northcutt, Jiang and Chuang, JAIR 70, 2021; through cleanlab).
 
     Probabilities must be out of fold: a model that has seen a wrong label believes it. The weight of a row is the

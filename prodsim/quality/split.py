@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['record_keys', 'group_records', 'partition', 'split_pairs', 'disjoint', 'split_records']
 
-# %% ../../nbs/quality/21_split.ipynb #8a1ebf1a
+# %% ../../nbs/quality/21_split.ipynb #9b24d995
 import heapq
 import math
 import random
@@ -23,7 +23,7 @@ from scipy.sparse.csgraph import connected_components
 from ..core import ProdsimError, hash_text
 from ..data import SPLITS, attributes, data_hash, record_ids
 
-# %% ../../nbs/quality/21_split.ipynb #169e8325
+# %% ../../nbs/quality/21_split.ipynb #7235395c
 def record_keys(
     split: Dataset,  # pairs
     side: str,  # "left" or "right"
@@ -59,7 +59,7 @@ def group_records(
     order: dict[int, int] = {}
     return {name: order.setdefault(c, len(order)) for name, c in zip(names, component.tolist(), strict=True)}
 
-# %% ../../nbs/quality/21_split.ipynb #9e6df852
+# %% ../../nbs/quality/21_split.ipynb #6d6a5181
 def partition(
     left: Sequence[int],  # (pairs,) node of the left record, 0 … nodes-1
     right: Sequence[int],  # (pairs,) node of the right record; the same node: the pair cannot be lost
@@ -188,7 +188,7 @@ def _grow(inner: list[dict], near: list[list], shares: list[float], draw: Callab
         reached += weight[node]
     return side
 
-# %% ../../nbs/quality/21_split.ipynb #75c266b1
+# %% ../../nbs/quality/21_split.ipynb #962a4c9a
 def split_pairs(
     pairs: DatasetDict | Dataset,  # labelled pairs; splits they already have are put together first
     by: str = "cluster",  # "record", "cluster", "time" or "source": what is never divided
@@ -253,7 +253,7 @@ def split_pairs(
     }
     return result, report
 
-# %% ../../nbs/quality/21_split.ipynb #79ea28da
+# %% ../../nbs/quality/21_split.ipynb #cae7ea20
 def _wanted(shares: Sequence[float]) -> dict[str, float]:
     "Shares by split, summing to one, splits with the share zero left out."
     values = [float(share) for share in shares]
@@ -354,7 +354,7 @@ def _by_time(times: np.ndarray, shares: list[float]) -> np.ndarray:
 
 
 def _apart(frame: pd.DataFrame, side: np.ndarray, shares: list[float]) -> np.ndarray:
-    "Each record goes where most of its pairs are, counted against the split's share; pairs with one elsewhere are lost."
+    "Each record goes where most of its pairs are, against the split's share; pairs with one elsewhere are lost."
     held: dict[str, list[int]] = {}
     ends = list(zip(frame["left"], frame["right"], strict=True))
     for pair, s in zip(ends, side.tolist(), strict=True):
@@ -365,14 +365,14 @@ def _apart(frame: pd.DataFrame, side: np.ndarray, shares: list[float]) -> np.nda
     stays = [s >= 0 and home[a] == home[b] == s for (a, b), s in zip(ends, side, strict=True)]
     return np.where(stays, side, -1)
 
-# %% ../../nbs/quality/21_split.ipynb #29541857
+# %% ../../nbs/quality/21_split.ipynb #f20b77a1
 def disjoint(
     pairs: DatasetDict,  # pairs as published
 ) -> DatasetDict:  # the same pairs, no record and no product in two splits
     "The variant `NAME:disjoint` of any pairs: `split_pairs` by cluster, 3 : 1 : 1, seed 0."
     return split_pairs(pairs, by="cluster")[0]
 
-# %% ../../nbs/quality/21_split.ipynb #a8c14e5c
+# %% ../../nbs/quality/21_split.ipynb #a2d46a18
 def split_records(
     records: pd.DataFrame,  # one record a row
     groups: str | Sequence,  # a column, or one value per row: what is never divided; a missing value is its own group
@@ -382,8 +382,9 @@ def split_records(
 ) -> dict[str, pd.DataFrame]:  # train, valid, test; every row in one of them
     """Divide records into train, valid and test, whole groups at a time, stratified.
 
-    The largest group first, each to the split that lacks most of what it holds: what scikit-learn's StratifiedGroupKFold
-    does, for unequal shares. Raises ProdsimError for an unknown column and where a split would be empty."""
+    The largest group first, each to the split that lacks most of what it holds: what StratifiedGroupKFold of
+    scikit-learn does, for unequal shares. Raises ProdsimError for an unknown column and where a split would be
+    empty."""
     wanted = _wanted(shares)
 
     def column(values: str | Sequence, what: str) -> list[str | None]:
