@@ -330,7 +330,7 @@ def test_other_packages_can_add_variants(monkeypatch):
         load_pairs("mine:half")
 
 
-# What the public files give, on every machine: rows and matches of each split, share of pairs cut, hash of the test split.
+# What the public files give, on every machine: rows and matches of each split, pairs lost, hashes.
 REBUILT = {
     "abt-buy": {
         "splits": {"train": (5683, 596), "valid": (1860, 220), "test": (1892, 199)},
@@ -367,3 +367,12 @@ def test_rebuilt_benchmarks(name):
         assert (seen_status(splits, split) == "unseen").all() and repeated_pairs(splits, split).empty
     shares = [part["positives"] / part["rows"] for part in report["splits"].values()]
     assert max(shares) < 1.15 * min(shares) and report["cut_share"] < 0.08
+
+
+def test_imports_point_down():
+    "Data finds the builder by name, and reads nothing above itself until it is asked for."
+    code = (
+        "import sys, prodsim.data as d; d.catalog(); print([m for m in sys.modules if m.startswith('prodsim.quality')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout.strip() == "[]"
