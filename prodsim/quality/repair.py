@@ -6,7 +6,7 @@
 __all__ = ['UNITS', 'FLUID_WORDS', 'RULES', 'clean_steps', 'clean_text', 'clean', 'restore', 'deduplicate', 'deduplicate_records',
            'resolve_conflicts', 'majority_vote', 'rebalance', 'hard_negatives', 'repair_labels']
 
-# %% ../../nbs/quality/20_repair.ipynb #4b1d1ef2
+# %% ../../nbs/quality/20_repair.ipynb #f8c43113
 import html
 import re
 import unicodedata
@@ -24,7 +24,7 @@ from ..core import ProdsimError
 from ..data import attributes
 from .split import record_keys
 
-# %% ../../nbs/quality/20_repair.ipynb #08472dc3
+# %% ../../nbs/quality/20_repair.ipynb #fd6b2385
 _HAN = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _HAS_HAN = re.compile(f"[{_HAN}]")
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
@@ -108,7 +108,7 @@ def _punctuation(text: str) -> str:
 def _space(text: str) -> str:
     return " ".join(text.split())
 
-# %% ../../nbs/quality/20_repair.ipynb #ecb3ecd4
+# %% ../../nbs/quality/20_repair.ipynb #83776724
 UNITS = {  # symbol → spellings, as regular expressions without case; Han spellings stand directly behind the number
     "TB": r"tb|terabytes?",
     "GB": r"gb|gigs?|gigabytes?",
@@ -116,7 +116,7 @@ UNITS = {  # symbol → spellings, as regular expressions without case; Han spel
     "KB": r"kb|kilobytes?",
     "ml": r"ml|mls|millilit(?:er|re)s?|毫升",
     "cl": r"cl|centilit(?:er|re)s?",
-    "l": r"lit(?:er|re)s?|ltrs?|公升|立升|升(?![级降温值华腾学])",
+    "L": r"lit(?:er|re)s?|ltrs?|公升|立升|升(?![级降温值华腾学])",
     "floz": r"fl\.? ?oz\.?|fluid[ -]ounces?|floz",
     "oz": r"oz\.?|ounces?|盎司",
     "mg": r"mg|毫克",
@@ -145,7 +145,7 @@ UNITS = {  # symbol → spellings, as regular expressions without case; Han spel
     "h": r"hours?|hrs?\.?|小时",
     "cuft": r"cu\.? ?ft\.?|cu \. ft\.?|cubic (?:feet|foot)",
 }
-_SINGLE = {"g": "g", "l": "lL", "m": "m", "W": "wW", "V": "vV", "h": "hH"}  # only joined to the number
+_SINGLE = {"g": "g", "L": "lL", "m": "m", "W": "wW", "V": "vV", "h": "h"}  # only joined to the number
 FLUID_WORDS = (  # what is drunk or poured, and what holds it: an ounce beside one of these is a fluid ounce
     "beer wine juice soda cola water milk drink beverage coffee tea kettle blender carafe shampoo conditioner lotion "
     "detergent soap syrup sauce oil bottle can cup mug glass tumbler flask pitcher jug"
@@ -156,7 +156,8 @@ _END = rf"(?![^\W{_HAN}])(?![-/]\w)"
 _PLAIN = "|".join(rf"(?P<u{i}>{spelling})" for i, spelling in enumerate(UNITS.values()))
 _UNIT = re.compile(rf"{_NOT_INSIDE}(?P<n>{_NUMBER})[ -]?(?:{_PLAIN}){_END}", re.I)
 _LETTER = re.compile(
-    rf"{_NOT_INSIDE}(?P<n>{_NUMBER})(?:(?P<inch>in(?! ?-?(?:1|one)\b))"
+    # four digits and a letter are a model number (SC 8858W), unless they are round (1500W)
+    rf"{_NOT_INSIDE}(?P<n>\d{{1,3}}(?:\.\d+)?|\d+0|\d+\.\d+)(?:(?P<inch>in(?! ?-?(?:1|one)\b))"
     rf"|{'|'.join(f'(?P<{symbol}>[{letters}])' for symbol, letters in _SINGLE.items())}){_END}"
 )
 _SPACED = re.compile(rf"{_NOT_INSIDE}(?:\d+\.\d+ L|\d{{2,}} g|\d{{3,}} W){_END}")  # 10 W is a shoe, 42 L a suit
@@ -190,7 +191,7 @@ def _unit(text: str) -> str:
         return text
     text = _UNIT.sub(spelled, text)
     text = _LETTER.sub(lambda found: _short(found["n"]) + found.lastgroup, text)  # the group is named like the symbol
-    text = _SPACED.sub(lambda found: found[0].replace(" ", "").replace("L", "l"), text)
+    text = _SPACED.sub(lambda found: found[0].replace(" ", ""), text)
     text = _GIGA.sub(r"\1GB", text)
     return text if _QUOTED.search(text) else _MARKS.sub(lambda found: _short(found[1]) + "inch", text)
 
@@ -199,7 +200,7 @@ def _unit(text: str) -> str:
 # have no ladder: a 105 mm lens or a 2 m cable is called so, and not 10.5 cm or 200 cm.
 _LADDERS = (
     {"KB": 1, "MB": 10**3, "GB": 10**6, "TB": 10**9},
-    {"ml": 1, "cl": 10, "l": 1000, "floz": Decimal("29.5735")},
+    {"ml": 1, "cl": 10, "L": 1000, "floz": Decimal("29.5735")},
     {"mg": Decimal("0.001"), "g": 1, "kg": 1000, "lb": Decimal("453.592")},
     {"Hz": 1, "kHz": 10**3, "MHz": 10**6, "GHz": 10**9},
     {"W": 1, "kW": 1000},
@@ -222,6 +223,8 @@ def _amount(text: str) -> str:
         ladder = _LADDER[symbol]
         if not number or len(found[1]) > 12:
             return found[0]
+        if len(symbol) == 1 and len(found[1]) > 3 and found[1].isdigit() and not found[1].endswith("0"):
+            return found[0]  # 8858W is a model number
         if "TB" in ladder and number % 1000 and not number % 1024 and symbol != "TB":
             number, symbol = number / 1024, list(ladder)[list(ladder).index(symbol) + 1]
         base = number * ladder[symbol]
@@ -233,7 +236,7 @@ def _amount(text: str) -> str:
 
     return _AMOUNT.sub(chosen, text)
 
-# %% ../../nbs/quality/20_repair.ipynb #d7c66fe3
+# %% ../../nbs/quality/20_repair.ipynb #51ddcc1f
 RULES: dict[str, Callable[[str], str]] = {  # in the order they are applied
     "mojibake": _mojibake,
     "html": _html,
@@ -286,7 +289,7 @@ def clean_text(
     steps = clean_steps(text, rules)
     return steps[-1][2] if steps else text
 
-# %% ../../nbs/quality/20_repair.ipynb #f776ed12
+# %% ../../nbs/quality/20_repair.ipynb #073317fc
 def clean(
     data: DatasetDict | Dataset | pd.DataFrame,  # pairs, all splits or one, or records
     columns: Sequence[str] | None = None,  # columns or attributes to clean; None: every attribute that is text
@@ -377,7 +380,7 @@ def _table(columns: dict[str, Sequence], like: Dataset | pd.DataFrame) -> Datase
     text = {name: pa.string() if types.get(name, "string") == "string" else None for name in columns}
     return Dataset(pa.table({name: pa.array(list(values), text[name]) for name, values in columns.items()}))
 
-# %% ../../nbs/quality/20_repair.ipynb #0c7e038c
+# %% ../../nbs/quality/20_repair.ipynb #a32d9ff5
 def _pair_keys(part: Dataset) -> list[frozenset]:
     return [frozenset(ends) for ends in zip(record_keys(part, "left"), record_keys(part, "right"), strict=True)]
 
@@ -499,7 +502,7 @@ def majority_vote(
     table["label"] = pd.Series([row["label"] for row in rows], dtype=object)  # else None would turn labels into floats
     return table
 
-# %% ../../nbs/quality/20_repair.ipynb #36a080c0
+# %% ../../nbs/quality/20_repair.ipynb #9993dd70
 def rebalance(
     pairs: Dataset,  # labelled pairs of one split
     non_matches: float = 3.0,  # wanted per match
@@ -577,7 +580,7 @@ def hard_negatives(
     rows = sorted(((a, b, score) for (a, b), score in found.items()), key=lambda pair: (-pair[2], pair[:2]))
     return pd.DataFrame(rows, columns=["left", "right", "score"])
 
-# %% ../../nbs/quality/20_repair.ipynb #963d1bb9
+# %% ../../nbs/quality/20_repair.ipynb #d393dc47
 def repair_labels(
     pairs: Dataset,  # labelled pairs of one split: never the one that is measured on
     probabilities: np.ndarray,  # (rows,) out-of-fold probability of label 1

@@ -105,6 +105,13 @@ def test_model_numbers_stay_whole(model, before, after):
 
 
 @settings(max_examples=100, deadline=None)
+@given(st.from_regex(r"[A-Z]{2} [0-9]{3}[1-9][A-Z]", fullmatch=True))
+def test_model_numbers_with_a_space_stay_whole(model):
+    "Sellers write SC-8858W as SC 8858W: not nine kilowatts."
+    assert clean_text(model) == model
+
+
+@settings(max_examples=100, deadline=None)
 @given(st.text(st.sampled_from("abcdefgh XYZ"), max_size=30))
 def test_plain_words_are_left_alone(text):
     assert clean_text(text) == " ".join(text.split())
@@ -143,7 +150,8 @@ def test_equal_amounts_become_equal_text(spellings):
     [
         "iphone 8 5G", "2 in 1 laptop", "3in 1", "X100-GB", "DSC-W120/B", "WD10EZEX", "10-15 kg", "24 ' tv",
         "64GB/128GB",
-        "版本2升级", "2023米色", "5克拉", "2尺1寸", "size 10 W", "42 L suit", "105mm lens", "802.11g", '"model 5"',
+        "版本2升级", "2023米色", "5克拉", "2尺1寸", "size 10 W", "SC 8858W", "IS 6931L", "IS 6931l", "42 L suit",
+        "105mm lens", "802.11g", '"model 5"',
         "5½ m² ™", "AT&T R&D", "a < b > c", "“正品”，好", "👨‍👩‍👧 set", "v1.2.3", "1.0.0",
     ],
 )  # fmt: skip
