@@ -512,6 +512,22 @@ def _plugins() -> dict[str, metadata.EntryPoint]:
     return {entry.name: entry for entry in metadata.entry_points(group="prodsim.datasets")}
 
 
+_BUILDERS = (  # known without the metadata of an installation, which may be older than this file
+    metadata.EntryPoint("disjoint", "prodsim.quality.split:disjoint", "prodsim.variants"),
+)
+
+
+def _builders() -> dict[str, metadata.EntryPoint]:
+    "Variants that a function makes of any pairs: name → where the function stands; loaded only when asked for."
+    return {entry.name: entry for entry in (*_BUILDERS, *metadata.entry_points(group="prodsim.variants"))}
+
+
+def _built(name: str) -> tuple[str, str] | None:
+    "What stands before the last colon, and the variant that is built from it; None if the name asks for no such thing."
+    base, _, variant = name.rpartition(":")
+    return (base, variant) if base and variant in _builders() and not Path(name).exists() else None
+
+
 def _variants(files: pd.DataFrame) -> list[str]:
     return [variant for variant in files["variant"].unique() if variant]
 
@@ -587,6 +603,7 @@ def fetch(
     A file in the cache whose sha256 is right is used as it is; one whose sha256 is wrong is reported and left alone. A
     download that arrives wrong is removed and reported. Prints the licence once, after a real download. Raises
     ProdsimError for an unknown name, a wrong hash, and where there is neither a file nor a network."""
+    name = (_built(name) or (name,))[0]
     files = _registered(name)
     if files is None:
         raise _unknown(name)
@@ -610,7 +627,7 @@ def fetch(
 
 
 def catalog() -> pd.DataFrame:  # name, kind, files, bytes, licence, cached
-    "Every data set by the name that loads it, variants apart, with those other packages plug in."
+    "Every data set by the name that loads it, variants apart, with those that are built and those that are plugged in."
     rows = []
     for base, files in registry().groupby("dataset", sort=False):
         for variant in _variants(files) or [""]:
@@ -627,6 +644,8 @@ def catalog() -> pd.DataFrame:  # name, kind, files, bytes, licence, cached
                     "cached": all(path.is_file() and path.stat().st_size == size for path, size in sizes),
                 }
             )
+            if "pairs" in set(own["kind"]):
+                rows += [rows[-1] | {"name": f"{rows[-1]['name']}:{built}"} for built in _builders()]
     for plugin in _plugins():
         rows.append({"name": plugin, "kind": "pairs", "files": 0, "bytes": 0, "licence": "made here", "cached": True})
     return pd.DataFrame(rows)
@@ -706,20 +725,19 @@ def load_pairs(
 
     A folder holds train, valid and test as .csv, .tsv, .jsonl or .parquet with columns left_…, right_…, label; or
     Magellan's tableA.csv, tableB.csv and files of ids; or Ditto's `COL … VAL …` lines in .txt, where `folder:small`
-    picks train.txt.small. A single file is split by its column `split`, without one it is a test split. Values are
-    text, stripped, None when missing; ids are unique on their side of the pair, and the hash of the record where none
-    are given. Raises ProdsimError with one line for whatever is wrong."""
+    picks train.txt.small. A single file is split by its column `split`, without one it is a test split. `:disjoint`
+    behind any of these (`abt-buy:disjoint`) divides its pairs anew, no record on two sides. Values are text, stripped,
+    None when missing; ids are unique on their side of the pair, and the hash of the record where none are given. Raises ProdsimError with one line for whatever is wrong."""
     name = str(data)
     if not isinstance(data, Path):
+        if built := _built(name):
+            return _from_plugin(name, _builders()[built[1]].load()(load_pairs(built[0])))
         base, _, variant = name.partition(":")
         files = _registered(name)
         if files is not None:
             return _registered_pairs(name, files)
         if base in _plugins():
-            pairs = _plugins()[base].load()(variant or None)
-            if not isinstance(pairs, DatasetDict):
-                raise ProdsimError(f"{name}: its plug-in returned a {type(pairs).__name__}, not a DatasetDict")
-            return pairs
+            return _from_plugin(name, _plugins()[base].load()(variant or None))
     path = Path(data)
     if path.is_file():
         return _pairs_from_file(path)
@@ -729,6 +747,12 @@ def load_pairs(
     if folder and Path(folder).is_dir():
         return _pairs_from_folder(Path(folder), variant)
     raise _unknown(name)
+
+
+def _from_plugin(name: str, pairs: object) -> DatasetDict:
+    if not isinstance(pairs, DatasetDict):
+        raise ProdsimError(f"{name}: its plug-in returned a {type(pairs).__name__}, not a DatasetDict")
+    return pairs
 
 
 def _registered_pairs(name: str, files: pd.DataFrame) -> DatasetDict:
