@@ -7,10 +7,10 @@ __all__ = ['LEVELS', 'SHOWN', 'ADVICE', 'HAN', 'PERMUTATIONS', 'BANDS', 'LEFT_OU
            'components', 'pair_keys', 'leakage_counts', 'one_to_one_scores', 'blind_features', 'shortcut_scores', 'f1',
            'f1_threshold', 'record_texts_of', 'tfidf_embed', 'pair_features', 'out_of_fold', 'label_suspects',
            'rater_columns', 'rater_agreement', 'balance_findings', 'coverage', 'token_lengths', 'split_difference',
-           'pair_example', 'duplicate_findings', 'leakage_findings', 'audit_data', 'draw_leakage', 'draw_shortcuts',
-           'draw_difficulty', 'draw_lengths', 'html_report', 'write_html']
+           'pair_example', 'duplicate_findings', 'leakage_findings', 'audit_data', 'read_probabilities', 'draw_leakage',
+           'draw_shortcuts', 'draw_difficulty', 'draw_lengths', 'html_report', 'write_html']
 
-# %% ../../nbs/quality/10_audit.ipynb #f6666b67
+# %% ../../nbs/quality/10_audit.ipynb #3fdb3e44
 import contextlib
 import csv
 import html
@@ -34,7 +34,7 @@ from scipy import sparse, stats
 from ..core import ProdsimError, atomic_file, colors, hash_text
 from ..data import SPLITS, load_pairs, load_records, record_ids, registry, repeated_pairs, seen_status
 
-# %% ../../nbs/quality/10_audit.ipynb #784e760c
+# %% ../../nbs/quality/10_audit.ipynb #0edcdfef
 LEVELS = ("note", "warning", "error")  # from mild to grave
 SHOWN = 160  # characters of a text that an example shows
 
@@ -241,7 +241,7 @@ def _short(value: object) -> str:
     text = " ".join(str(value if value is not None else "").split())
     return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
-# %% ../../nbs/quality/10_audit.ipynb #4dc28f98
+# %% ../../nbs/quality/10_audit.ipynb #47e73c93
 def _decode(raw: bytes) -> tuple[list[str], list[int]]:
     "Lines of a file in whatever encoding each is; the numbers of those that are not UTF-8."
     lines, odd = [], []
@@ -383,7 +383,7 @@ def read_leniently(
 
 _SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt", ".parquet")
 
-# %% ../../nbs/quality/10_audit.ipynb #85157803
+# %% ../../nbs/quality/10_audit.ipynb #6d9cd581
 def open_for_audit(
     data: str | Path | DatasetDict | Dataset | pd.DataFrame,  # a registered name, a path, or data at hand
 ) -> tuple[str, dict[str, pd.DataFrame], list[dict], pd.DataFrame | None]:
@@ -574,7 +574,7 @@ def _whole_pairs(table: pd.DataFrame, split: str, problems: list[dict]) -> pd.Da
     columns["row"] = pd.Series(np.flatnonzero(keep))
     return pd.DataFrame(columns)
 
-# %% ../../nbs/quality/10_audit.ipynb #df58e774
+# %% ../../nbs/quality/10_audit.ipynb #6297d191
 def record_table(
     kind: str,  # "pairs" or "records"
     tables: dict[str, pd.DataFrame],  # as `open_for_audit` returns them
@@ -604,7 +604,7 @@ def record_table(
 def _exact_keys(columns: pd.DataFrame) -> list[str]:
     return record_ids(Dataset.from_dict({f"left_{n}": list(columns[n]) for n in columns}), "left")
 
-# %% ../../nbs/quality/10_audit.ipynb #4cdf7b8b
+# %% ../../nbs/quality/10_audit.ipynb #bc85dfc9
 _PRICE = re.compile(r"price|cost|msrp|amount", re.I)
 _NUMBER = r"^\s*[^\d\s.,+\-]{0,4}\s*([+-]?\d[\d.,\s]*?)\s*[^\d\s.,]{0,4}\s*$"
 _DATE = r"^\s*(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})(?:[T ]\d{1,2}:\d{2}.*)?\s*$"
@@ -643,7 +643,7 @@ def column_kinds(
             kinds[name] = "text"
     return kinds
 
-# %% ../../nbs/quality/10_audit.ipynb #8f3194fa
+# %% ../../nbs/quality/10_audit.ipynb #d1319ec5
 def value_schema(
     records: pd.DataFrame,  # attributes as text or None
     kinds: dict[str, str],  # see `column_kinds`
@@ -805,7 +805,7 @@ def _no_warnings():
         warnings.simplefilter("ignore")
         yield
 
-# %% ../../nbs/quality/10_audit.ipynb #53dc13c4
+# %% ../../nbs/quality/10_audit.ipynb #b0c1c06f
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _TEXT_CHECKS = {
     "html": (
@@ -934,7 +934,7 @@ def _language_mix(records: pd.DataFrame, names: list[str]) -> list[dict]:
             )
     return out
 
-# %% ../../nbs/quality/10_audit.ipynb #9cd46205
+# %% ../../nbs/quality/10_audit.ipynb #2c2799cf
 _WORD = re.compile(rf"\d+(?:[.,]\d+)+|[^\W_{HAN}]+|[{HAN}]")
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 
@@ -978,7 +978,7 @@ def comparison_table(
     joined = {"words": [" ".join(own) for own in words], "numbers": ["|".join(own) for own in beside]}
     return pd.DataFrame({"exact": [hash_text("\x1f".join(own)) for own in exact], **joined})
 
-# %% ../../nbs/quality/10_audit.ipynb #531b744a
+# %% ../../nbs/quality/10_audit.ipynb #604a96a3
 PERMUTATIONS = 80  # of a MinHash signature
 BANDS = ((20, 4, True), (10, 8, False))  # bands, rows of each, and whether the numbers must be equal
 
@@ -1072,7 +1072,7 @@ def _candidates(signed: np.ndarray, numbers: np.ndarray, rows: np.ndarray, large
     pairs = np.unique(np.concatenate(seen)) if seen else np.array([], dtype=np.int64)
     return np.column_stack([pairs // n, pairs % n])
 
-# %% ../../nbs/quality/10_audit.ipynb #f988b76e
+# %% ../../nbs/quality/10_audit.ipynb #2a6315a9
 LEFT_OUT = 0.2  # share of the weight of words that one side may leave out
 
 
@@ -1156,7 +1156,7 @@ def _misspelt(a: str, b: str, spread_a: int, spread_b: int) -> bool:
         return False  # a misspelling is much rarer than its word; black and slack are two words
     return OSA.distance(a, b, score_cutoff=2) <= (1 if least < 8 else 2)
 
-# %% ../../nbs/quality/10_audit.ipynb #fd6de7bb
+# %% ../../nbs/quality/10_audit.ipynb #bb56f653
 def duplicate_groups(
     records: pd.DataFrame,  # from `record_table`
     kinds: dict[str, str] | None = None,  # see `column_kinds`
@@ -1182,7 +1182,7 @@ def components(
     graph = sparse.coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(n, n))
     return sparse.csgraph.connected_components(graph, directed=False)[1]
 
-# %% ../../nbs/quality/10_audit.ipynb #46d52e64
+# %% ../../nbs/quality/10_audit.ipynb #af9562e8
 KEYS = ("raw", "normal", "near")
 
 
@@ -1217,7 +1217,7 @@ def leakage_counts(
     counts = {"pairs_again": len(again), "pairs_again_contradicting": int(again["contradicts"].sum())}
     return counts | {name: int((status == name).sum()) for name in ("seen", "half_seen", "unseen")}
 
-# %% ../../nbs/quality/10_audit.ipynb #86fb5a83
+# %% ../../nbs/quality/10_audit.ipynb #390d7631
 def one_to_one_scores(
     known: Iterable[Dataset],  # labelled pairs: train, or train and valid
     pairs: Dataset,  # pairs to score; their labels are not read
@@ -1235,7 +1235,7 @@ def one_to_one_scores(
     taken = [partners.get(("left", a), set()) - {b} or partners.get(("right", b), set()) - {a} for a, b in both]
     return np.array([not other for other in taken], dtype=np.float32)
 
-# %% ../../nbs/quality/10_audit.ipynb #de8c994b
+# %% ../../nbs/quality/10_audit.ipynb #8a57f72d
 def blind_features(
     tables: dict[str, pd.DataFrame],  # pairs by split
     kinds: dict[str, str],  # see `column_kinds`
@@ -1353,7 +1353,7 @@ def f1_threshold(
     both = precision + recall
     return float(cuts[np.argmax((2 * precision * recall / np.where(both > 0, both, 1))[:-1])])
 
-# %% ../../nbs/quality/10_audit.ipynb #2accb101
+# %% ../../nbs/quality/10_audit.ipynb #db5f485c
 def record_texts_of(
     table: pd.DataFrame,  # pairs of one split
     side: str,  # "left" or "right"
@@ -1458,7 +1458,7 @@ def pair_features(
     columns += [np.abs(np.log((length[0] + 1) / (length[1] + 1)))]
     return np.column_stack(columns).astype(np.float32), lexical
 
-# %% ../../nbs/quality/10_audit.ipynb #e60b5ac8
+# %% ../../nbs/quality/10_audit.ipynb #b503f68f
 def out_of_fold(
     features: np.ndarray,  # (rows, features) of `pair_features`
     labels: np.ndarray,  # (rows,) 0 or 1
@@ -1498,7 +1498,7 @@ def label_suspects(
             )
         )
 
-# %% ../../nbs/quality/10_audit.ipynb #3f350d78
+# %% ../../nbs/quality/10_audit.ipynb #f82c2759
 def rater_columns(
     table: pd.DataFrame,  # records or ratings, as text or numbers
 ) -> list[str]:  # columns of one name but for a number, with few different grades in them; [] if there are none
@@ -1563,7 +1563,7 @@ def rater_agreement(
         "disagreed": int((spread > 0).sum()),
     }
 
-# %% ../../nbs/quality/10_audit.ipynb #68c91312
+# %% ../../nbs/quality/10_audit.ipynb #be5656c6
 LEAST = 30  # matches that a slice needs before its F1 means much
 
 
@@ -1640,7 +1640,7 @@ def token_lengths(
         return np.asarray(list(count_tokens(some)), dtype=int)
     return np.array([len(re.findall(rf"[{HAN}]|[^\W{HAN}]+|[^\w\s]", text)) for text in some], dtype=int)
 
-# %% ../../nbs/quality/10_audit.ipynb #7d18ce76
+# %% ../../nbs/quality/10_audit.ipynb #0a0d3d99
 def split_difference(
     tables: dict[str, pd.DataFrame],  # pairs by split
     kinds: dict[str, str],  # see `column_kinds`
@@ -1728,7 +1728,7 @@ def split_difference(
             compare(name, "characters", *(v.str.len().to_numpy(dtype=float) for v in known))
     return {"auc": auc, "auc_by_chance": [float(0.5 - half), float(0.5 + half)], "columns": columns}
 
-# %% ../../nbs/quality/10_audit.ipynb #e01b51c8
+# %% ../../nbs/quality/10_audit.ipynb #f4ec623a
 def pair_example(
     table: pd.DataFrame,  # pairs of one split
     split: str,  # its name
@@ -1869,13 +1869,13 @@ def leakage_findings(
         )
     return out, {**counts["raw"], "normalised": counts["normal"], "near": counts["near"]}
 
-# %% ../../nbs/quality/10_audit.ipynb #86d8fca3
+# %% ../../nbs/quality/10_audit.ipynb #e656be8f
 def audit_data(
     data: str | Path | DatasetDict | Dataset | pd.DataFrame,  # a registered name, a path, or data at hand
     embed: Callable[[list[str]], np.ndarray] | None = None,  # texts → (texts, dimensions), length one; None: TF-IDF
     count_tokens: Callable[[list[str]], Iterable[int]] | None = None,  # texts → tokens of each; None: words
     max_tokens: int = 256,  # what the model reads of a pair
-    probabilities: dict[str, np.ndarray] | None = None,  # split → (rows,) of a match, from a model of your own
+    probabilities: pd.DataFrame | None = None,  # left_id, right_id, probability of a match, from a model of your own
     raters: Iterable[str] = (),  # columns in which several people graded the rows; (): recognised by their names
     label_model: bool = True,  # look for wrong labels
     seed: int = 0,  # of folds and samples
@@ -1883,7 +1883,7 @@ def audit_data(
 ) -> dict:  # the report: findings and the numbers behind them, JSON-ready
     """Everything the audit knows of pairs, or of one table of offers.
 
-    `probabilities` must be out of fold: of rows the model was not trained on. Raises ProdsimError where there is
+    `probabilities` must be out of fold: each row's from a model that was not trained on it. Raises ProdsimError where there is
     nothing to read; what is broken in a file is a finding."""
     log("reading")
     kind, tables, problems, ratings = open_for_audit(data)
@@ -1998,7 +1998,7 @@ def _record_duplicates(kind: str, records: pd.DataFrame, keys: pd.DataFrame, nea
 
 
 def _audit_pairs(report: dict, out: list, tables: dict, records: pd.DataFrame, keys: pd.DataFrame, kinds: dict,
-                 embed: Callable, probabilities: dict | None, label_model: bool, seed: int, log: Callable) -> None:  # fmt: skip
+                 embed: Callable, probabilities: pd.DataFrame | None, label_model: bool, seed: int, log: Callable) -> None:  # fmt: skip
     "What only pairs have: labels, leakage, shortcuts, splits."
     keyed = pair_keys(tables, records, keys)
     found, counts = duplicate_findings(tables, keyed)
@@ -2019,18 +2019,21 @@ def _audit_pairs(report: dict, out: list, tables: dict, records: pd.DataFrame, k
     _shortcut_findings(report, out, tables)
     suspects, p = np.array([], dtype=int), None
     if probabilities is not None:
-        lacking = [s for s in tables if s not in probabilities or len(probabilities[s]) != len(tables[s])]
-        if lacking:
+        ids = pd.MultiIndex.from_frame(probabilities[["left_id", "right_id"]].astype(str))
+        given = pd.Series(probabilities["probability"].to_numpy(dtype=float), ids)
+        given = given[~given.index.duplicated()]
+        p = given.reindex(pd.MultiIndex.from_frame(whole[["left_id", "right_id"]].astype(str))).to_numpy()
+        if np.isnan(p).any():
+            at = whole.iloc[int(np.isnan(p).argmax())]
             raise ProdsimError(
-                f"probabilities: one is needed for each of the {len(tables[lacking[0]])} rows of {lacking[0]}"
+                f"probabilities: none for {int(np.isnan(p).sum())} pairs, the first {at['left_id']}, {at['right_id']}"
             )
-        p = np.concatenate([np.asarray(probabilities[s], dtype=float) for s in tables])
         source = "probabilities that were given"
     elif label_model and min(y.sum(), len(y) - y.sum()) >= 10:
         p, source = out_of_fold(features, y, seed=seed), "logistic regression on pair features, 5 folds"
     if p is not None:
-        if not (np.isfinite(p).all() and (p >= 0).all() and (p <= 1).all()):
-            raise ProdsimError("probabilities must be finite and lie between 0 and 1")
+        if not ((p >= 0).all() and (p <= 1).all()):
+            raise ProdsimError("probabilities must lie between 0 and 1")
         suspects = label_suspects(y, p)
         rows = [pair_example(tables[s], s, r) for s, r in _places(whole, suspects[:3], tables)]
         if len(suspects):
@@ -2058,6 +2061,22 @@ def _audit_pairs(report: dict, out: list, tables: dict, records: pd.DataFrame, k
             difference = split_difference(tables, kinds, one, other, seed=seed)
             report["split_difference"][f"{one}_{other}"] = difference
             _difference_findings(out, difference, one, other, tables)
+
+
+def read_probabilities(
+    path: str | Path,  # a .csv with left_id, right_id and probability (or score)
+) -> pd.DataFrame:  # left_id, right_id, probability
+    "Out-of-fold probabilities of your own model. Raises ProdsimError if the file or a column is missing."
+    try:
+        table = pd.read_csv(path, dtype={"left_id": str, "right_id": str}).rename(columns={"score": "probability"})
+    except (OSError, ValueError) as error:
+        raise ProdsimError(f"{path}: cannot be read ({_short(error)})") from None
+    lacking = {"left_id", "right_id", "probability"} - set(table)
+    if lacking or not pd.api.types.is_numeric_dtype(table["probability"]):
+        raise ProdsimError(
+            f"{path}: columns left_id, right_id and a numeric probability are needed; it has {', '.join(table)}"
+        )
+    return table[["left_id", "right_id", "probability"]]
 
 
 def _places(whole: pd.DataFrame, rows: np.ndarray, tables: dict) -> list[tuple[str, int]]:
@@ -2171,7 +2190,7 @@ def _audit_ratings(report: dict, out: list, ratings: pd.DataFrame, records: pd.D
                 )
             )
 
-# %% ../../nbs/quality/10_audit.ipynb #92690159
+# %% ../../nbs/quality/10_audit.ipynb #e6285e02
 def _svg(draw: Callable, width: float = 6.4, height: float = 2.9) -> str:
     "One figure as SVG text inside the page; drawn without touching the figures of the caller."
     from matplotlib import rc_context
