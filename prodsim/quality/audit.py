@@ -12,7 +12,7 @@ __all__ = ['LEVELS', 'SHOWN', 'ADVICE', 'HAN', 'PERMUTATIONS', 'BANDS', 'LEFT_OU
            'pair_example', 'duplicate_findings', 'leakage_findings', 'audit_data', 'read_probabilities', 'draw_leakage',
            'draw_shortcuts', 'draw_difficulty', 'draw_lengths', 'html_report', 'write_html']
 
-# %% ../../nbs/quality/10_audit.ipynb #52247adb
+# %% ../../nbs/quality/10_audit.ipynb #512f2c03
 import contextlib
 import csv
 import html
@@ -37,7 +37,7 @@ from scipy import sparse, stats
 from ..core import ProdsimError, atomic_file, colors, hash_text
 from ..data import SPLITS, load_pairs, load_records, record_ids, registry, repeated_pairs, seen_status
 
-# %% ../../nbs/quality/10_audit.ipynb #97072aae
+# %% ../../nbs/quality/10_audit.ipynb #526913b8
 LEVELS = ("note", "warning", "error")  # from mild to grave
 SHOWN = 160  # characters of a text that an example shows
 
@@ -246,7 +246,7 @@ def _short(value: object) -> str:
     text = " ".join(str(value if value is not None else "").split())
     return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
-# %% ../../nbs/quality/10_audit.ipynb #74d45c4a
+# %% ../../nbs/quality/10_audit.ipynb #0d1d8955
 def _decode(raw: bytes) -> tuple[list[str], list[int]]:
     "Lines of a file in whatever encoding each is; the numbers of those that are not UTF-8."
     lines, odd = [], []
@@ -388,7 +388,7 @@ def read_leniently(
 
 _SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt", ".parquet")
 
-# %% ../../nbs/quality/10_audit.ipynb #cef3ae64
+# %% ../../nbs/quality/10_audit.ipynb #cd66603c
 def open_for_audit(
     data: str | Path | DatasetDict | Dataset | pd.DataFrame,  # a registered name, a path, or data at hand
 ) -> tuple[str, dict[str, pd.DataFrame], list[dict], pd.DataFrame | None]:
@@ -579,7 +579,7 @@ def _whole_pairs(table: pd.DataFrame, split: str, problems: list[dict]) -> pd.Da
     columns["row"] = pd.Series(np.flatnonzero(keep))
     return pd.DataFrame(columns)
 
-# %% ../../nbs/quality/10_audit.ipynb #8e0e5faa
+# %% ../../nbs/quality/10_audit.ipynb #187e0c5e
 def record_table(
     kind: str,  # "pairs" or "records"
     tables: dict[str, pd.DataFrame],  # as `open_for_audit` returns them
@@ -609,7 +609,7 @@ def record_table(
 def _exact_keys(columns: pd.DataFrame) -> list[str]:
     return record_ids(Dataset.from_dict({f"left_{n}": list(columns[n]) for n in columns}), "left")
 
-# %% ../../nbs/quality/10_audit.ipynb #d08a89c4
+# %% ../../nbs/quality/10_audit.ipynb #4ffb6a88
 _PRICE = re.compile(r"price|cost|msrp|amount", re.I)
 _NUMBER = r"^\s*[^\d\s.,+\-]{0,4}\s*([+-]?\d[\d.,\s]*?)\s*[^\d\s.,]{0,4}\s*$"
 _DATE = r"^\s*(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})(?:[T ]\d{1,2}:\d{2}.*)?\s*$"
@@ -648,7 +648,7 @@ def column_kinds(
             kinds[name] = "text"
     return kinds
 
-# %% ../../nbs/quality/10_audit.ipynb #1cbbcb09
+# %% ../../nbs/quality/10_audit.ipynb #3f4cb2a7
 def value_schema(
     records: pd.DataFrame,  # attributes as text or None
     kinds: dict[str, str],  # see `column_kinds`
@@ -806,7 +806,7 @@ def _no_warnings():
         warnings.simplefilter("ignore")
         yield
 
-# %% ../../nbs/quality/10_audit.ipynb #0b1b6687
+# %% ../../nbs/quality/10_audit.ipynb #f0bf7a69
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _TEXT_CHECKS = {
     "html": (
@@ -939,7 +939,7 @@ def _language_mix(records: pd.DataFrame, names: list[str]) -> list[dict]:
             )
     return out
 
-# %% ../../nbs/quality/10_audit.ipynb #6fa0e1b0
+# %% ../../nbs/quality/10_audit.ipynb #963c0414
 _WORD = re.compile(rf"\d+(?:[.,]\d+)+|[^\W_{HAN}]+|[{HAN}]")
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 
@@ -983,7 +983,7 @@ def comparison_table(
     joined = {"words": [" ".join(own) for own in words], "numbers": ["|".join(own) for own in beside]}
     return pd.DataFrame({"exact": [hash_text("\x1f".join(own)) for own in exact], **joined})
 
-# %% ../../nbs/quality/10_audit.ipynb #c5da7160
+# %% ../../nbs/quality/10_audit.ipynb #b98f1b4e
 PERMUTATIONS = 80  # of a MinHash signature
 BANDS = ((20, 4, True), (10, 8, False))  # bands, rows of each, and whether the numbers must be equal
 
@@ -1031,7 +1031,7 @@ def near_duplicates(
     digits = np.array([hash(frozenset(re.findall(r"\d+", text))) for text in texts], dtype=np.int64)
     candidates = _candidates(signed, digits, filled, largest)
     del signed
-    return _verified(candidates, codes, list(vocabulary), starts, numbers or [""] * len(texts))
+    return _verified(candidates, codes, list(vocabulary), starts, digits, numbers or [""] * len(texts))
 
 
 def _document_signatures(codes: np.ndarray, vocabulary: list, starts: np.ndarray, seed: int) -> np.ndarray:
@@ -1077,12 +1077,12 @@ def _candidates(signed: np.ndarray, numbers: np.ndarray, rows: np.ndarray, large
     pairs = np.unique(np.concatenate(seen)) if seen else np.array([], dtype=np.int64)
     return np.column_stack([pairs // n, pairs % n])
 
-# %% ../../nbs/quality/10_audit.ipynb #32cc0dbd
+# %% ../../nbs/quality/10_audit.ipynb #94ab0e26
 LEFT_OUT = 0.2  # share of the weight of words that one side may leave out
 
 
 def _verified(
-    pairs: np.ndarray, codes: np.ndarray, vocabulary: list, starts: np.ndarray, numbers: list[str]
+    pairs: np.ndarray, codes: np.ndarray, vocabulary: list, starts: np.ndarray, digits: np.ndarray, numbers: list[str]
 ) -> pd.DataFrame:
     "The candidates that hold when they are read: shared weight in blocks, what is left over word by word."
     n = len(starts) - 1
@@ -1107,10 +1107,11 @@ def _verified(
         named = both @ names.astype(np.float32) > 0
         telling = same_price | named | (same_words & (np.diff(both.indptr) >= 8))
         passed = telling & same_words
-        open_ = telling & ~same_words & (similarity >= 0.35) & ((under > 1e-3) | (over <= LEFT_OUT))
+        open_ = ~same_words & (similarity >= 0.35) & ((under > 1e-3) | (over <= LEFT_OUT))
+        open_ &= telling | (digits[a] == digits[b]) & (under > 1e-3)
         for k in np.flatnonzero(open_):
             left, right = (codes[starts[i] : starts[i + 1]].tolist() for i in (a[k], b[k]))
-            passed[k] = _same_but_for_typing(left, right, vocabulary, spread, weight, float(larger[k]))
+            passed[k] = _same_but_for_typing(left, right, vocabulary, spread, weight, float(larger[k]), telling[k])
         kept.append(pd.DataFrame({"left": a, "right": b, "similarity": similarity.astype(float)})[passed])
     return pd.concat(kept, ignore_index=True)
 
@@ -1120,13 +1121,22 @@ _EDITIONS = set("pro plus max mini lite air ultra compact se xl xs ii iii iv dua
 
 
 def _same_but_for_typing(
-    left: list[int], right: list[int], vocabulary: list, spread: np.ndarray, weight: np.ndarray, larger: float
+    left: list[int],
+    right: list[int],
+    vocabulary: list,
+    spread: np.ndarray,
+    weight: np.ndarray,
+    larger: float,
+    telling: bool,
 ) -> bool:
     "Whether the words that only one side has are typing of the other's, or too few to matter, and none contradicts."
     sides = (list(dict.fromkeys(left)), list(dict.fromkeys(right)))
     only = [[c for c in own if c not in other] for own, other in (sides, sides[::-1])]
-    if "".join(vocabulary[c] for c in only[0]) == "".join(vocabulary[c] for c in only[1]):
-        return True
+    joined = ["".join(vocabulary[c] for c in own) for own in only]
+    if joined[0] == joined[1]:  # wh 1000xm4 and wh1000xm4: what is written apart identifies as well as a shared word
+        return bool(telling) or any(d.isdigit() for d in joined[0])
+    if not telling:
+        return False
     for mine, other in ((0, 1), (1, 0)):  # joined on one side, split on the other
         whole = {vocabulary[c] for c in only[other]}
         for k in range(len(only[mine]) - 1, 0, -1):
@@ -1161,7 +1171,7 @@ def _misspelt(a: str, b: str, spread_a: int, spread_b: int) -> bool:
         return False  # a misspelling is much rarer than its word; black and slack are two words
     return OSA.distance(a, b, score_cutoff=2) <= (1 if least < 8 else 2)
 
-# %% ../../nbs/quality/10_audit.ipynb #86fd958e
+# %% ../../nbs/quality/10_audit.ipynb #29411de9
 def duplicate_groups(
     records: pd.DataFrame,  # from `record_table`
     kinds: dict[str, str] | None = None,  # see `column_kinds`
@@ -1187,7 +1197,7 @@ def components(
     graph = sparse.coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(n, n))
     return sparse.csgraph.connected_components(graph, directed=False)[1]
 
-# %% ../../nbs/quality/10_audit.ipynb #3f2f877f
+# %% ../../nbs/quality/10_audit.ipynb #8c6cf0c4
 KEYS = ("raw", "normal", "near")
 
 
@@ -1222,7 +1232,7 @@ def leakage_counts(
     counts = {"pairs_again": len(again), "pairs_again_contradicting": int(again["contradicts"].sum())}
     return counts | {name: int((status == name).sum()) for name in ("seen", "half_seen", "unseen")}
 
-# %% ../../nbs/quality/10_audit.ipynb #1f323348
+# %% ../../nbs/quality/10_audit.ipynb #dc126deb
 def one_to_one_scores(
     known: Iterable[Dataset],  # labelled pairs: train, or train and valid
     pairs: Dataset,  # pairs to score; their labels are not read
@@ -1240,7 +1250,7 @@ def one_to_one_scores(
     taken = [partners.get(("left", a), set()) - {b} or partners.get(("right", b), set()) - {a} for a, b in both]
     return np.array([not other for other in taken], dtype=np.float32)
 
-# %% ../../nbs/quality/10_audit.ipynb #78868e0f
+# %% ../../nbs/quality/10_audit.ipynb #402965fe
 def blind_features(
     tables: dict[str, pd.DataFrame],  # pairs by split
     kinds: dict[str, str],  # see `column_kinds`
@@ -1358,7 +1368,7 @@ def f1_threshold(
     both = precision + recall
     return float(cuts[np.argmax((2 * precision * recall / np.where(both > 0, both, 1))[:-1])])
 
-# %% ../../nbs/quality/10_audit.ipynb #d2fb7025
+# %% ../../nbs/quality/10_audit.ipynb #cbe21792
 def record_texts_of(
     table: pd.DataFrame,  # pairs of one split
     side: str,  # "left" or "right"
@@ -1463,7 +1473,7 @@ def pair_features(
     columns += [np.abs(np.log((length[0] + 1) / (length[1] + 1)))]
     return np.column_stack(columns).astype(np.float32), lexical
 
-# %% ../../nbs/quality/10_audit.ipynb #907316f3
+# %% ../../nbs/quality/10_audit.ipynb #8f27c1c9
 def out_of_fold(
     features: np.ndarray,  # (rows, features) of `pair_features`
     labels: np.ndarray,  # (rows,) 0 or 1
@@ -1503,7 +1513,7 @@ def label_suspects(
             )
         )
 
-# %% ../../nbs/quality/10_audit.ipynb #65aa3b3b
+# %% ../../nbs/quality/10_audit.ipynb #7fe3b58c
 def rater_columns(
     table: pd.DataFrame,  # records or ratings, as text or numbers
 ) -> list[str]:  # columns of one name but for a number, with few different grades in them; [] if there are none
@@ -1568,7 +1578,7 @@ def rater_agreement(
         "disagreed": int((spread > 0).sum()),
     }
 
-# %% ../../nbs/quality/10_audit.ipynb #f69d62a9
+# %% ../../nbs/quality/10_audit.ipynb #46ad38d4
 LEAST = 30  # matches that a slice needs before its F1 means much
 
 
@@ -1645,7 +1655,7 @@ def token_lengths(
         return np.asarray(list(count_tokens(some)), dtype=int)
     return np.array([len(re.findall(rf"[{HAN}]|[^\W{HAN}]+|[^\w\s]", text)) for text in some], dtype=int)
 
-# %% ../../nbs/quality/10_audit.ipynb #5244e3f4
+# %% ../../nbs/quality/10_audit.ipynb #29802151
 def split_difference(
     tables: dict[str, pd.DataFrame],  # pairs by split
     kinds: dict[str, str],  # see `column_kinds`
@@ -1672,7 +1682,7 @@ def split_difference(
         texts = [f"{a} {b}" for a, b in zip(*(record_texts_of(whole, s) for s in ("left", "right")), strict=True)]
         y = np.repeat([0, 1], sizes)
         words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
-        model = make_pipeline(words, LogisticRegression(max_iter=200, class_weight="balanced"))
+        model = make_pipeline(words, LogisticRegression(C=10, max_iter=200, class_weight="balanced"))
         folds = StratifiedKFold(5, shuffle=True, random_state=seed)
         auc = float(roc_auc_score(y, cross_val_predict(model, texts, y, cv=folds, method="predict_proba")[:, 1]))
     half = 2.58 * np.sqrt((sum(sizes) + 1) / (12 * max(1, sizes[0]) * max(1, sizes[1])))
@@ -1728,7 +1738,7 @@ def split_difference(
             compare(name, "characters", *(v.str.len().to_numpy(dtype=float) for v in known))
     return {"auc": auc, "auc_by_chance": [float(0.5 - half), float(0.5 + half)], "columns": columns}
 
-# %% ../../nbs/quality/10_audit.ipynb #b17d9ed7
+# %% ../../nbs/quality/10_audit.ipynb #cddbaa23
 def pair_example(
     table: pd.DataFrame,  # pairs of one split
     split: str,  # its name
@@ -1852,7 +1862,7 @@ def leakage_findings(
         out.append(told(level, "records_seen", np.flatnonzero(status == "seen")))
     return out, {**counts["raw"], "normalised": counts["normal"], "near": counts["near"]}
 
-# %% ../../nbs/quality/10_audit.ipynb #88ccc5f9
+# %% ../../nbs/quality/10_audit.ipynb #b75ab380
 def audit_data(
     data: str | Path | DatasetDict | Dataset | pd.DataFrame,  # a registered name, a path, or data at hand
     embed: Callable[[list[str]], np.ndarray] | None = None,  # texts → (texts, dimensions), length one; None: TF-IDF
@@ -1963,8 +1973,19 @@ def _record_duplicates(kind: str, records: pd.DataFrame, keys: pd.DataFrame, nea
     return counts
 
 
-def _audit_pairs(report: dict, out: list, tables: dict, records: pd.DataFrame, keys: pd.DataFrame, kinds: dict,
-                 embed: Callable, probabilities: pd.DataFrame | None, label_model: bool, seed: int, log: Callable) -> None:  # fmt: skip
+def _audit_pairs(
+    report: dict,
+    out: list,
+    tables: dict,
+    records: pd.DataFrame,
+    keys: pd.DataFrame,
+    kinds: dict,
+    embed: Callable,
+    probabilities: pd.DataFrame | None,
+    label_model: bool,
+    seed: int,
+    log: Callable,
+) -> None:
     "What only pairs have: labels, leakage, shortcuts, splits."
     keyed = pair_keys(tables, records, keys)
     found, counts = duplicate_findings(tables, keyed)
@@ -2117,7 +2138,7 @@ def _audit_ratings(report: dict, out: list, ratings: pd.DataFrame, records: pd.D
             shown = [{"where": rater["rater"], "text": text}]
             out.append(finding("warning", name, rater["n"], len(ratings), shown, "grades", detail))
 
-# %% ../../nbs/quality/10_audit.ipynb #b025db7d
+# %% ../../nbs/quality/10_audit.ipynb #b215dcc9
 def _svg(draw: Callable, width: float = 6.4, height: float = 2.9) -> str:
     "One figure as SVG text inside the page; drawn without touching the figures of the caller."
     from matplotlib import rc_context
@@ -2130,7 +2151,7 @@ def _svg(draw: Callable, width: float = 6.4, height: float = 2.9) -> str:
         FigureCanvasSVG(figure)
         draw(figure.subplots())
         out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return out.getvalue()[out.getvalue().index("<svg") :]
 
 
