@@ -341,8 +341,14 @@ def test_impossible_values_are_named():
     kinds = column_kinds(records)
     assert kinds == {"title": "text", "price": "price", "day": "date"}
     found = names(check_values(records, kinds))
-    where = {"price_not_positive:price": ["row 3"], "price_far_out:price": ["row 5"], "not_a_number:price": ["row 7"],
-             "not_a_date:day": ["row 1"], "date_out_of_range:day": ["row 2"], "no_letter_or_digit:title": ["row 4"]}  # fmt: skip
+    where = {
+        "price_not_positive:price": ["row 3"],
+        "price_far_out:price": ["row 5"],
+        "not_a_number:price": ["row 7"],
+        "not_a_date:day": ["row 1"],
+        "date_out_of_range:day": ["row 2"],
+        "no_letter_or_digit:title": ["row 4"],
+    }
     for name, places in where.items():
         assert found[name]["where"] == places, name
     assert found["missing:title"]["count"] == 34 and {"currencies_mixed:price", "units_mixed:title"} <= set(found)
