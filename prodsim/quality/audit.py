@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'SHOWN', 'ADVICE', 'HAN', 'PERMUTATIONS', 'BANDS', 'LEFT_OUT', 'KEYS', 'LEAST', 'finding', 'read_leniently',
-           'open_for_audit', 'read_head', 'record_table', 'to_number', 'column_kinds', 'value_schema', 'to_date',
-           'check_values', 'check_text', 'comparison_words', 'comparison_table', 'near_duplicates', 'duplicate_groups',
-           'components', 'pair_keys', 'leakage_counts', 'one_to_one_scores', 'blind_features', 'shortcut_scores', 'f1',
-           'f1_threshold', 'record_texts_of', 'tfidf_embed', 'pair_features', 'out_of_fold', 'label_suspects',
-           'rater_columns', 'rater_agreement', 'balance_findings', 'coverage', 'token_lengths', 'split_difference',
-           'pair_example', 'duplicate_findings', 'leakage_findings', 'audit_data', 'read_probabilities', 'draw_leakage',
-           'draw_shortcuts', 'draw_difficulty', 'draw_lengths', 'html_report', 'write_html']
+           'open_for_audit', 'read_head', 'record_table', 'all_places', 'to_number', 'column_kinds', 'value_schema',
+           'to_date', 'check_values', 'check_text', 'comparison_words', 'comparison_table', 'near_duplicates',
+           'duplicate_groups', 'components', 'pair_keys', 'leakage_counts', 'one_to_one_scores', 'blind_features',
+           'shortcut_scores', 'f1', 'f1_threshold', 'record_texts_of', 'tfidf_embed', 'pair_features', 'out_of_fold',
+           'label_suspects', 'rater_columns', 'rater_agreement', 'balance_findings', 'coverage', 'token_lengths',
+           'split_difference', 'pair_example', 'duplicate_findings', 'leakage_findings', 'audit_data',
+           'read_probabilities', 'draw_leakage', 'draw_shortcuts', 'draw_difficulty', 'draw_lengths', 'html_report',
+           'write_html']
 
-# %% ../../nbs/quality/10_audit.ipynb #512f2c03
+# %% ../../nbs/quality/10_audit.ipynb #843acded
 import contextlib
 import csv
 import html
@@ -37,7 +38,7 @@ from scipy import sparse, stats
 from ..core import ProdsimError, atomic_file, colors, hash_text
 from ..data import SPLITS, load_pairs, load_records, record_ids, registry, repeated_pairs, seen_status
 
-# %% ../../nbs/quality/10_audit.ipynb #526913b8
+# %% ../../nbs/quality/10_audit.ipynb #c2dbfff8
 LEVELS = ("note", "warning", "error")  # from mild to grave
 SHOWN = 160  # characters of a text that an example shows
 
@@ -246,7 +247,7 @@ def _short(value: object) -> str:
     text = " ".join(str(value if value is not None else "").split())
     return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
-# %% ../../nbs/quality/10_audit.ipynb #0d1d8955
+# %% ../../nbs/quality/10_audit.ipynb #d034b5ed
 def _decode(raw: bytes) -> tuple[list[str], list[int]]:
     "Lines of a file in whatever encoding each is; the numbers of those that are not UTF-8."
     lines, odd = [], []
@@ -388,7 +389,7 @@ def read_leniently(
 
 _SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt", ".parquet")
 
-# %% ../../nbs/quality/10_audit.ipynb #cd66603c
+# %% ../../nbs/quality/10_audit.ipynb #fbd02e1a
 def open_for_audit(
     data: str | Path | DatasetDict | Dataset | pd.DataFrame,  # a registered name, a path, or data at hand
 ) -> tuple[str, dict[str, pd.DataFrame], list[dict], pd.DataFrame | None]:
@@ -579,7 +580,7 @@ def _whole_pairs(table: pd.DataFrame, split: str, problems: list[dict]) -> pd.Da
     columns["row"] = pd.Series(np.flatnonzero(keep))
     return pd.DataFrame(columns)
 
-# %% ../../nbs/quality/10_audit.ipynb #187e0c5e
+# %% ../../nbs/quality/10_audit.ipynb #c76bf9ad
 def record_table(
     kind: str,  # "pairs" or "records"
     tables: dict[str, pd.DataFrame],  # as `open_for_audit` returns them
@@ -592,6 +593,14 @@ def record_table(
         out.insert(0, "where", table["id"].astype(str).to_numpy())
         out.insert(0, "key", np.arange(len(out)))
         return out.assign(uses=1)
+    whole = _stacked(tables)
+    return whole.drop_duplicates("key", ignore_index=True).assign(
+        uses=lambda t: t["key"].map(whole["key"].value_counts()).astype(int)
+    )
+
+
+def _stacked(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    "Both sides of all pairs, one record a row: key, where, attributes."
     parts = []
     for split, table in tables.items():
         for side in ("left", "right"):
@@ -600,16 +609,21 @@ def record_table(
             part.insert(0, "where", [f"{split} {r}, {side}" for r in table["row"]])
             part.insert(0, "key", _exact_keys(part.drop(columns="where")))
             parts.append(part)
-    whole = pd.concat(parts, ignore_index=True)
-    return whole.drop_duplicates("key", ignore_index=True).assign(
-        uses=lambda t: t["key"].map(whole["key"].value_counts()).astype(int)
-    )
+    return pd.concat(parts, ignore_index=True)
+
+
+def all_places(
+    tables: dict[str, pd.DataFrame],  # pairs by split
+) -> dict[str, list[str]]:  # the first place of each record → all its places
+    "Every place where a record stands: what is wrong with it is to be mended in all of them."
+    groups = _stacked(tables).groupby("key", sort=False)["where"].agg(list)
+    return {places[0]: places for places in groups}
 
 
 def _exact_keys(columns: pd.DataFrame) -> list[str]:
     return record_ids(Dataset.from_dict({f"left_{n}": list(columns[n]) for n in columns}), "left")
 
-# %% ../../nbs/quality/10_audit.ipynb #4ffb6a88
+# %% ../../nbs/quality/10_audit.ipynb #cbc635bb
 _PRICE = re.compile(r"price|cost|msrp|amount", re.I)
 _NUMBER = r"^\s*[^\d\s.,+\-]{0,4}\s*([+-]?\d[\d.,\s]*?)\s*[^\d\s.,]{0,4}\s*$"
 _DATE = r"^\s*(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})(?:[T ]\d{1,2}:\d{2}.*)?\s*$"
@@ -648,7 +662,7 @@ def column_kinds(
             kinds[name] = "text"
     return kinds
 
-# %% ../../nbs/quality/10_audit.ipynb #3f4cb2a7
+# %% ../../nbs/quality/10_audit.ipynb #273de627
 def value_schema(
     records: pd.DataFrame,  # attributes as text or None
     kinds: dict[str, str],  # see `column_kinds`
@@ -806,7 +820,7 @@ def _no_warnings():
         warnings.simplefilter("ignore")
         yield
 
-# %% ../../nbs/quality/10_audit.ipynb #f0bf7a69
+# %% ../../nbs/quality/10_audit.ipynb #b3577321
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _TEXT_CHECKS = {
     "html": (
@@ -939,7 +953,7 @@ def _language_mix(records: pd.DataFrame, names: list[str]) -> list[dict]:
             )
     return out
 
-# %% ../../nbs/quality/10_audit.ipynb #963c0414
+# %% ../../nbs/quality/10_audit.ipynb #780a23f5
 _WORD = re.compile(rf"\d+(?:[.,]\d+)+|[^\W_{HAN}]+|[{HAN}]")
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 
@@ -983,7 +997,7 @@ def comparison_table(
     joined = {"words": [" ".join(own) for own in words], "numbers": ["|".join(own) for own in beside]}
     return pd.DataFrame({"exact": [hash_text("\x1f".join(own)) for own in exact], **joined})
 
-# %% ../../nbs/quality/10_audit.ipynb #b98f1b4e
+# %% ../../nbs/quality/10_audit.ipynb #334e3aac
 PERMUTATIONS = 80  # of a MinHash signature
 BANDS = ((20, 4, True), (10, 8, False))  # bands, rows of each, and whether the numbers must be equal
 
@@ -1077,7 +1091,7 @@ def _candidates(signed: np.ndarray, numbers: np.ndarray, rows: np.ndarray, large
     pairs = np.unique(np.concatenate(seen)) if seen else np.array([], dtype=np.int64)
     return np.column_stack([pairs // n, pairs % n])
 
-# %% ../../nbs/quality/10_audit.ipynb #94ab0e26
+# %% ../../nbs/quality/10_audit.ipynb #dc951b8b
 LEFT_OUT = 0.2  # share of the weight of words that one side may leave out
 
 
@@ -1171,7 +1185,7 @@ def _misspelt(a: str, b: str, spread_a: int, spread_b: int) -> bool:
         return False  # a misspelling is much rarer than its word; black and slack are two words
     return OSA.distance(a, b, score_cutoff=2) <= (1 if least < 8 else 2)
 
-# %% ../../nbs/quality/10_audit.ipynb #29411de9
+# %% ../../nbs/quality/10_audit.ipynb #11b0aaa6
 def duplicate_groups(
     records: pd.DataFrame,  # from `record_table`
     kinds: dict[str, str] | None = None,  # see `column_kinds`
@@ -1197,7 +1211,7 @@ def components(
     graph = sparse.coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(n, n))
     return sparse.csgraph.connected_components(graph, directed=False)[1]
 
-# %% ../../nbs/quality/10_audit.ipynb #8c6cf0c4
+# %% ../../nbs/quality/10_audit.ipynb #6d6fd1f5
 KEYS = ("raw", "normal", "near")
 
 
@@ -1232,7 +1246,7 @@ def leakage_counts(
     counts = {"pairs_again": len(again), "pairs_again_contradicting": int(again["contradicts"].sum())}
     return counts | {name: int((status == name).sum()) for name in ("seen", "half_seen", "unseen")}
 
-# %% ../../nbs/quality/10_audit.ipynb #dc126deb
+# %% ../../nbs/quality/10_audit.ipynb #92bf6497
 def one_to_one_scores(
     known: Iterable[Dataset],  # labelled pairs: train, or train and valid
     pairs: Dataset,  # pairs to score; their labels are not read
@@ -1250,7 +1264,7 @@ def one_to_one_scores(
     taken = [partners.get(("left", a), set()) - {b} or partners.get(("right", b), set()) - {a} for a, b in both]
     return np.array([not other for other in taken], dtype=np.float32)
 
-# %% ../../nbs/quality/10_audit.ipynb #402965fe
+# %% ../../nbs/quality/10_audit.ipynb #88a8b071
 def blind_features(
     tables: dict[str, pd.DataFrame],  # pairs by split
     kinds: dict[str, str],  # see `column_kinds`
@@ -1368,7 +1382,7 @@ def f1_threshold(
     both = precision + recall
     return float(cuts[np.argmax((2 * precision * recall / np.where(both > 0, both, 1))[:-1])])
 
-# %% ../../nbs/quality/10_audit.ipynb #cbe21792
+# %% ../../nbs/quality/10_audit.ipynb #510a0ae4
 def record_texts_of(
     table: pd.DataFrame,  # pairs of one split
     side: str,  # "left" or "right"
@@ -1473,7 +1487,7 @@ def pair_features(
     columns += [np.abs(np.log((length[0] + 1) / (length[1] + 1)))]
     return np.column_stack(columns).astype(np.float32), lexical
 
-# %% ../../nbs/quality/10_audit.ipynb #8f27c1c9
+# %% ../../nbs/quality/10_audit.ipynb #51679324
 def out_of_fold(
     features: np.ndarray,  # (rows, features) of `pair_features`
     labels: np.ndarray,  # (rows,) 0 or 1
@@ -1513,7 +1527,7 @@ def label_suspects(
             )
         )
 
-# %% ../../nbs/quality/10_audit.ipynb #7fe3b58c
+# %% ../../nbs/quality/10_audit.ipynb #cdf148d3
 def rater_columns(
     table: pd.DataFrame,  # records or ratings, as text or numbers
 ) -> list[str]:  # columns of one name but for a number, with few different grades in them; [] if there are none
@@ -1578,7 +1592,7 @@ def rater_agreement(
         "disagreed": int((spread > 0).sum()),
     }
 
-# %% ../../nbs/quality/10_audit.ipynb #46ad38d4
+# %% ../../nbs/quality/10_audit.ipynb #c54115ca
 LEAST = 30  # matches that a slice needs before its F1 means much
 
 
@@ -1655,7 +1669,7 @@ def token_lengths(
         return np.asarray(list(count_tokens(some)), dtype=int)
     return np.array([len(re.findall(rf"[{HAN}]|[^\W{HAN}]+|[^\w\s]", text)) for text in some], dtype=int)
 
-# %% ../../nbs/quality/10_audit.ipynb #29802151
+# %% ../../nbs/quality/10_audit.ipynb #9a5dde1d
 def split_difference(
     tables: dict[str, pd.DataFrame],  # pairs by split
     kinds: dict[str, str],  # see `column_kinds`
@@ -1738,7 +1752,7 @@ def split_difference(
             compare(name, "characters", *(v.str.len().to_numpy(dtype=float) for v in known))
     return {"auc": auc, "auc_by_chance": [float(0.5 - half), float(0.5 + half)], "columns": columns}
 
-# %% ../../nbs/quality/10_audit.ipynb #cddbaa23
+# %% ../../nbs/quality/10_audit.ipynb #f1a6edd8
 def pair_example(
     table: pd.DataFrame,  # pairs of one split
     split: str,  # its name
@@ -1862,7 +1876,7 @@ def leakage_findings(
         out.append(told(level, "records_seen", np.flatnonzero(status == "seen")))
     return out, {**counts["raw"], "normalised": counts["normal"], "near": counts["near"]}
 
-# %% ../../nbs/quality/10_audit.ipynb #b75ab380
+# %% ../../nbs/quality/10_audit.ipynb #53454c68
 def audit_data(
     data: str | Path | DatasetDict | Dataset | pd.DataFrame,  # a registered name, a path, or data at hand
     embed: Callable[[list[str]], np.ndarray] | None = None,  # texts → (texts, dimensions), length one; None: TF-IDF
@@ -1912,7 +1926,12 @@ def audit_data(
             shown = [_record_example(records, r) for r in rows]
             out.append(finding("error", "id_twice", twice["id"].nunique(), len(records), shown, "ids"))
     log("values and text")
-    out += check_values(records, kinds) + check_text(records, kinds)
+    found = check_values(records, kinds) + check_text(records, kinds)
+    if kind == "pairs":
+        places = all_places(tables)
+        for f in found:
+            f["where"] = list(islice((p for first in f["where"] for p in places[first]), 10_000))
+    out += found
     report["coverage"] = coverage(records, kinds)
     for name, values in report["coverage"].items():
         if kinds[name] == "category" and len(values) > 1 and values[0]["records"] > 0.8 * records[name].notna().sum():
@@ -2092,7 +2111,8 @@ def _shortcut_findings(report: dict, out: list, tables: dict) -> None:
         n = len(tables["test"])
         text = f"F1 {value:.3f} without reading; {reads:.3f} by likeness of words; {chance:.3f} by always saying match"
         shown = [{"where": "test", "text": text}]
-        out.append(finding(level, f"shortcut:{rule}", round(value * n), n, shown, "F1 × test pairs", f"F1 {value:.3f}"))
+        what, detail = "test pairs (the share is F1)", f"F1 {value:.3f}"
+        out.append(finding(level, f"shortcut:{rule}", round(value * n), n, shown, what, detail))
 
 
 def _difference_findings(out: list, difference: dict, one: str, other: str, tables: dict) -> None:
@@ -2138,7 +2158,7 @@ def _audit_ratings(report: dict, out: list, ratings: pd.DataFrame, records: pd.D
             shown = [{"where": rater["rater"], "text": text}]
             out.append(finding("warning", name, rater["n"], len(ratings), shown, "grades", detail))
 
-# %% ../../nbs/quality/10_audit.ipynb #b215dcc9
+# %% ../../nbs/quality/10_audit.ipynb #425c688a
 def _svg(draw: Callable, width: float = 6.4, height: float = 2.9) -> str:
     "One figure as SVG text inside the page; drawn without touching the figures of the caller."
     from matplotlib import rc_context
@@ -2183,9 +2203,10 @@ def draw_shortcuts(report: dict, ax: object) -> None:
     reads = report["reads_text"]["lexical_f1"]
     if reads is not None:
         ax.axvline(reads, color=colors[0], linewidth=2)
-        ax.text(reads, len(names) - 0.4, " likeness of words", color=colors[0], va="bottom", ha="center")
+        ax.text(reads, len(names) - 0.35, "likeness of words", color=colors[0], va="bottom", ha="center")
+        ax.set_ylim(-0.6, len(names) - 0.4)
     for i, value in enumerate(names.values()):
-        ax.text(value, i, f" {100 * value:.1f}", va="center")
+        ax.text(value + 0.005, i, f"{value:.3f}", va="center")
     ax.set(xlabel="F1 on the test split without reading", xlim=(0, 1))
 
 
@@ -2207,7 +2228,7 @@ def draw_lengths(report: dict, ax: object) -> None:
     counts, edges = lengths["histogram"]
     ax.stairs(counts, edges, fill=True, color=colors[4])
     ax.axvline(lengths["limit"], color=colors[3], linewidth=2)
-    text = f" limit {lengths['limit']}: {lengths['cut']:.1%} cut"
+    text = f"  limit {lengths['limit']}: {lengths['cut']:.1%} cut"
     ax.text(lengths["limit"], max(counts), text, color=colors[3], va="top")
     ax.set(xlabel=f"{lengths['unit']} of a record", ylabel="records")
 
@@ -2218,7 +2239,7 @@ h1{font-size:1.6rem}
 h2{font-size:1.2rem;margin-top:2.2rem}
 table{border-collapse:collapse;width:100%;font-size:.9rem}
 td,th{padding:.3rem .6rem;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}
-td.n{text-align:right}
+td.n,th.n{text-align:right}
 .verdict{font-size:1.15rem;padding:.8rem 1rem;border-left:.4rem solid}
 .error{border-color:#D55E00}
 .warning{border-color:#E69F00}
@@ -2241,8 +2262,8 @@ def html_report(
     levels = report["levels"]
     worst = next((level for level in LEVELS[::-1] if levels[level]), None)
     verdict = {
-        "error": f"Do not train or measure on these data as they are: {levels['error']} errors first.",
-        "warning": f"Usable with care: {levels['warning']} warnings change what a result means.",
+        "error": f"Do not train or measure on these data as they are: {_count(levels['error'], 'error')} first.",
+        "warning": f"Usable with care: {_count(levels['warning'], 'warning')} to read first.",
         "note": "Nothing stands against training; the notes say what to know.",
         None: "Nothing was found that stands against training.",
     }[worst]
@@ -2306,15 +2327,21 @@ def html_report(
     return "\n".join(out) + "\n</html>\n"
 
 
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
 def _table(head: list[str], rows: list[list]) -> str:
-    e = html.escape
-    number = re.compile(r"[\d.,%–]+")
+    "Columns of numbers stand to the right, head and all."
+    number = re.compile(r"[\d.,%–e-]+")
+    right = [bool(rows) and all(number.fullmatch(str(row[i])) for row in rows) for i in range(len(head))]
 
-    def cell(value: object) -> str:
-        return f"<td{' class=n' if number.fullmatch(str(value)) else ''}>{e(str(value))}</td>"
+    def line(tag: str, cells: list) -> str:
+        marks = (" class=n" if r else "" for r in right)
+        return "".join(f"<{tag}{m}>{html.escape(str(c))}</{tag}>" for m, c in zip(marks, cells, strict=True))
 
-    body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
-    return f"<table><tr>{''.join(f'<th>{e(h)}</th>' for h in head)}</tr>{body}</table>"
+    body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
+    return f"<table><tr>{line('th', head)}</tr>{body}</table>"
 
 
 def write_html(
