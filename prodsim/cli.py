@@ -90,6 +90,94 @@ def _fetch(name: Annotated[str, typer.Argument(help="a registered name")]) -> No
     print(fetch_files(name, progress=_show_progress(False)))
 
 
+@app.command("audit")
+def _audit(
+    data: Data,
+    html: Annotated[
+        Path | None, typer.Option(help="also write the report as one .html page that opens offline")
+    ] = None,
+    fail_on: Annotated[
+        str | None, typer.Option(help="exit with 1 where a finding of this level or worse is: error, warning or note")
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="encoder whose frozen embeddings help to find wrong labels; tfidf: none")
+    ] = "default",
+    max_length: Annotated[int, typer.Option(min=8, help="tokens of a pair that the model to be trained reads")] = 256,
+    probabilities: Annotated[
+        Path | None,
+        typer.Option(help="a model's own out-of-fold probabilities: .csv with left_id, right_id, probability"),
+    ] = None,
+    rater: Annotated[
+        list[str] | None, typer.Option(help="column with one person's grades; repeat; default: found by name")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    "Find what is wrong with pairs or offers before a model is trained or measured on them."
+    from prodsim.quality.audit import LEVELS, audit_data, read_probabilities, write_html
+
+    if fail_on is not None and fail_on not in LEVELS:
+        raise ProdsimError(f"--fail-on {fail_on}: choose one of {', '.join(LEVELS[::-1])}")
+    if html is not None and (html.suffix != ".html" or html.is_dir()):
+        raise ProdsimError(f"--html {html}: name a file that ends in .html")
+    embed, count_tokens = (None, None) if model == "tfidf" else _frozen_encoder(model)
+    report = audit_data(
+        data,
+        embed,
+        count_tokens,
+        max_tokens=max_length,
+        probabilities=None if probabilities is None else read_probabilities(probabilities),
+        raters=rater or (),
+        log=(lambda stage: print(f"{stage} …", file=sys.stderr)) if _show_progress(as_json) else lambda stage: None,
+    )
+    if html is not None:
+        write_html(report, html)
+    if as_json:
+        _print_json(report)
+    else:
+        rows = [
+            {"level": f["level"], "finding": f["name"], "count": f["count"], "of": f["of"]} for f in report["findings"]
+        ]
+        rows = [{**row, "share": f["share"]} for row, f in zip(rows, report["findings"], strict=True)]
+        if rows:
+            _print_table(rows, ["level", "finding", "count", "of", "share"])
+        for f in report["findings"]:
+            if f["level"] == "error":
+                print(f"{f['name']}: {f['effect']} {f['advice']}")
+        print(
+            f"{data}: {report['rows']:,} rows; " + ", ".join(f"{n} {level}s" for level, n in report["levels"].items())
+        )
+        if html is not None:
+            print(html)
+    if fail_on is not None and any(LEVELS.index(f["level"]) >= LEVELS.index(fail_on) for f in report["findings"]):
+        raise typer.Exit(1)
+
+
+def _frozen_encoder(name: str) -> tuple:
+    "Functions that embed texts and count their tokens; where the default encoder cannot be had or cannot read: TF-IDF."
+    from prodsim.encoders import DEFAULT_MODEL, UNKNOWN_LIMIT, pretrained, resolve_model, unknown_share
+    from prodsim.quality.audit import tfidf_embed
+
+    try:
+        encoder = pretrained(resolve_model(DEFAULT_MODEL if name == "default" else name), names=("text",))
+    except ProdsimError as error:
+        if name != "default":
+            raise
+        print(f"prodsim: no frozen embeddings, TF-IDF in their place ({error})", file=sys.stderr)
+        return None, None
+
+    def embed(texts: list[str]):
+        share = unknown_share(texts, encoder.tokenizer)
+        if share > UNKNOWN_LIMIT:
+            print(f"prodsim: the encoder does not know {share:.0%} of the tokens, TF-IDF in its place", file=sys.stderr)
+            return tfidf_embed(texts)
+        return encoder.embed_texts(texts)
+
+    def count_tokens(texts: list[str]) -> list[int]:
+        return [len(ids) for ids in encoder.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
+
+    return embed, count_tokens
+
+
 @app.command("train")
 def _train(
     data: Data,

@@ -25,8 +25,9 @@ from datasets import DatasetDict
 
 import prodsim
 from .core import ProdsimError, atomic_file, colors, machine, revision, write_json
-from .data import data_hash, load_pairs, record_ids, seen_status
+from .data import data_hash, load_pairs, seen_status
 from .evaluation import best_threshold, lexical_scores, report
+from .quality.audit import one_to_one_scores
 
 # %% ../nbs/60_evidence.ipynb #236590de
 RESULTS = Path(prodsim.__file__).parent / "results"  # package data: what commands wrote
@@ -239,27 +240,15 @@ class _Lexical:
 
 
 class _OneToOne:
-    """A rule that never reads a text: no match if either record already matches another one in train or valid.
-
-    It is right as far as each product stands once in either table and the split by pairs shows both sides' records."""
+    "A rule that never reads a text, see `one_to_one_scores`."
 
     threshold = 0.5
 
     def __init__(self, pairs: DatasetDict):
-        self.partners: dict[str, set[str]] = {}
-        for split in ("train", "valid"):
-            sides = record_ids(pairs[split], "left"), record_ids(pairs[split], "right")
-            for left, right, label in zip(*sides, pairs[split]["label"], strict=True):
-                if label:
-                    self.partners.setdefault(f"left {left}", set()).add(right)
-                    self.partners.setdefault(f"right {right}", set()).add(left)
+        self.known = [pairs[split] for split in ("train", "valid")]
 
     def score(self, pairs, progress: bool = False) -> np.ndarray:
-        def taken(side: str, record: str, other: str) -> bool:
-            return bool(self.partners.get(f"{side} {record}", set()) - {other})
-
-        both = zip(record_ids(pairs, "left"), record_ids(pairs, "right"), strict=True)
-        return np.array([not (taken("left", a, b) or taken("right", b, a)) for a, b in both], dtype=np.float32)
+        return one_to_one_scores(self.known, pairs)
 
 
 def run_cell(

@@ -29,9 +29,13 @@ def settings(root: Path = ROOT) -> dict[str, str]:
 
 
 def chapters(root: Path = ROOT) -> list[Path]:
-    "All notebooks of the book, in reading order."
+    "All notebooks of the book, in the reading order of _quarto.yml; what it does not list yet comes last."
     found = (root / "nbs").rglob("*.ipynb")
-    return sorted(p for p in found if not any(part[0] in "._" for part in p.relative_to(root).parts))
+    own = sorted(p for p in found if not any(part[0] in "._" for part in p.relative_to(root).parts))
+    book = root / "_quarto.yml"
+    listed = re.findall(r"nbs/\S+\.ipynb", book.read_text(encoding="utf-8")) if book.exists() else []
+    place = {name: i for i, name in enumerate(listed)}
+    return sorted(own, key=lambda p: place.get(p.relative_to(root).as_posix(), len(place)))
 
 
 def badge(path: str, config: dict[str, str]) -> str:

@@ -216,9 +216,9 @@ def test_no_function_is_defined_in_two_chapters():
 def test_package_is_what_the_chapters_export(tmp_path):
     shutil.copy(ROOT / "settings.ini", tmp_path)
     shutil.copytree(ROOT / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".*"))
-    (tmp_path / "prodsim").mkdir()
-    for by_hand in ("__init__.py", "__main__.py"):
-        shutil.copy(ROOT / "prodsim" / by_hand, tmp_path / "prodsim")
+    for by_hand in ("__init__.py", "__main__.py", "quality/__init__.py"):
+        (tmp_path / "prodsim" / by_hand).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "prodsim" / by_hand, tmp_path / "prodsim" / by_hand)
     subprocess.run([BIN / "nbdev_export"], cwd=tmp_path, check=True, timeout=120)
     exported = {p.relative_to(tmp_path).as_posix(): p.read_text() for p in tmp_path.glob("prodsim/**/*.py")}
     committed = {p.relative_to(ROOT).as_posix(): p.read_text() for p in ROOT.glob("prodsim/**/*.py")}
