@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 config = ConfigParser(delimiters=["="], inline_comment_prefixes=None)
 config.read(HERE / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
-EXTRAS = ("offline", "wandb", "dev")
+EXTRAS = ("offline", "translate", "wandb", "dev")
 RESULT_FILES = ("*.json", "*.jsonl", "*.toml", "*/*.gz", "*/*.json")
 minors = range(int(cfg["min_python"].split(".")[1]), int(cfg["max_python"].split(".")[1]) + 1)
 
@@ -25,7 +25,10 @@ setup(
     url=cfg["git_url"],
     license="Apache-2.0",
     packages=find_packages(include=["prodsim", "prodsim.*"]),
-    package_data={"prodsim": ["registry.csv", *(f"results/{p}" for p in RESULT_FILES)]},
+    package_data={
+        "prodsim": ["registry.csv", *(f"results/{p}" for p in RESULT_FILES)],
+        "prodsim.quality": ["*.toml"],
+    },
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={name: cfg[f"{name}_requirements"].split() for name in EXTRAS},
