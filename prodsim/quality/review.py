@@ -589,7 +589,7 @@ def conflicts(
         said = {v: [e for e in readers.values() if e["verdict"] == v] for v in ("match", "no match")}
         if all(said.values()):
             names = [", ".join(f"{e['who']} ({e['reading']})" for e in entries) for entries in said.values()]
-            words = " | ".join(e["words"] for entries in said.values() for e in entries)
+            words = " | ".join(e["words"] for entries in said.values() for e in entries if e["words"])
             rows.append((key, *names, words))
     return pd.DataFrame(rows, columns=["pair_id", "match", "no_match", "words"])
 

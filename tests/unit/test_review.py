@@ -368,7 +368,7 @@ def test_readers_who_disagree_are_reported_and_decide_nothing(tmp_path, pairs, q
     assert said["conflicts"] == 1
     table = conflicts(trail)
     assert table.to_dict("records") == [
-        {"pair_id": queue["pair_id"][0], "match": "ann (1)", "no_match": "bo (1)", "words": " | "}
+        {"pair_id": queue["pair_id"][0], "match": "ann (1)", "no_match": "bo (1)", "words": ""}
     ]
     assert decided_labels(trail) == {queue["pair_id"][1]: 1}
     with pytest.raises(ProdsimError, match="readers disagree"):
