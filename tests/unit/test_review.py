@@ -193,6 +193,11 @@ def test_any_text_reads_back_from_the_page_as_it_was(left, right):
         assert "".join(p for p, _ in pieces) == text
 
 
+@pytest.mark.parametrize("missing", [None, float("nan"), ""])
+def test_a_missing_value_is_an_empty_cell(missing):
+    assert Page(f"<body>{pair_table({'left_a': missing, 'right_a': 'x'})}</body>").cells == ["", "x"]
+
+
 def test_the_differing_words_are_marked_in_both_languages():
     def marked(a, b):
         return [[t.strip() for t, d in side if d] for side in marked_difference(a, b)]
