@@ -233,7 +233,7 @@ def pair_table(
     names = [c.removeprefix("left_") for c in row if c.startswith("left_")]
     lines = []
     for name in names:
-        texts = [str(row[f"{side}_{name}"] or "") for side in ("left", "right")]
+        texts = ["" if pd.isna(v := row[f"{side}_{name}"]) else str(v) for side in ("left", "right")]
         left, right = (_marked_html(pieces) for pieces in marked_difference(*texts))
         lines.append(f"<tr><th>{html.escape(name)}</th><td>{left}</td><td>{right}</td></tr>")
     return f"<table>{''.join(lines)}</table>"
@@ -589,7 +589,7 @@ def conflicts(
         said = {v: [e for e in readers.values() if e["verdict"] == v] for v in ("match", "no match")}
         if all(said.values()):
             names = [", ".join(f"{e['who']} ({e['reading']})" for e in entries) for entries in said.values()]
-            words = " | ".join(e["words"] for entries in said.values() for e in entries)
+            words = " | ".join(e["words"] for entries in said.values() for e in entries if e["words"])
             rows.append((key, *names, words))
     return pd.DataFrame(rows, columns=["pair_id", "match", "no_match", "words"])
 

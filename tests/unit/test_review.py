@@ -193,6 +193,11 @@ def test_any_text_reads_back_from_the_page_as_it_was(left, right):
         assert "".join(p for p, _ in pieces) == text
 
 
+@pytest.mark.parametrize("missing", [None, float("nan"), ""])
+def test_a_missing_value_is_an_empty_cell(missing):
+    assert Page(f"<body>{pair_table({'left_a': missing, 'right_a': 'x'})}</body>").cells == ["", "x"]
+
+
 def test_the_differing_words_are_marked_in_both_languages():
     def marked(a, b):
         return [[t.strip() for t, d in side if d] for side in marked_difference(a, b)]
@@ -368,7 +373,7 @@ def test_readers_who_disagree_are_reported_and_decide_nothing(tmp_path, pairs, q
     assert said["conflicts"] == 1
     table = conflicts(trail)
     assert table.to_dict("records") == [
-        {"pair_id": queue["pair_id"][0], "match": "ann (1)", "no_match": "bo (1)", "words": " | "}
+        {"pair_id": queue["pair_id"][0], "match": "ann (1)", "no_match": "bo (1)", "words": ""}
     ]
     assert decided_labels(trail) == {queue["pair_id"][1]: 1}
     with pytest.raises(ProdsimError, match="readers disagree"):
