@@ -727,7 +727,8 @@ def load_pairs(
     Magellan's tableA.csv, tableB.csv and files of ids; or Ditto's `COL … VAL …` lines in .txt, where `folder:small`
     picks train.txt.small. A single file is split by its column `split`, without one it is a test split. `:disjoint`
     behind any of these (`abt-buy:disjoint`) divides its pairs anew, no record on two sides. Values are text, stripped,
-    None when missing; ids are unique on their side of the pair, and the hash of the record where none are given. Raises ProdsimError with one line for whatever is wrong."""
+    None when missing; ids are unique on their side of the pair, and the hash of the record where none are given.
+    Raises ProdsimError with one line for whatever is wrong."""
     name = str(data)
     if not isinstance(data, Path):
         if built := _built(name):
