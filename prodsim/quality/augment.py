@@ -27,11 +27,7 @@ from ..data import attributes, record_ids
 # %% ../../nbs/quality/30_augment.ipynb #48ec80b3
 _CJK = "\u3007\u3400-\u9fff\uf900-\ufaff"
 _NUMBER = r"\d+(?:\.\d+)?"
-# DV 3800B is one model number, not 3800 bytes of DV; but "up to 1200W" is a measure
-_SPACED_MODEL = (
-    r"(?<![A-Za-z0-9])(?!(?:of|in|to|at|on|by|or|up|and|for|the|tv|hd|usb)\b)"
-    r"[A-Za-z]{2,3} \d{4,5}[A-Za-z]?(?![A-Za-z0-9.])"
-)
+_NO_HEAD = frozenset("of in to at on by or up and for the tv hd usb".split())  # "up to 1200W" is a measure, no model
 _WIDE = "【】（）《》「」，。；：、！？｜|"
 _EDGE = " \t\n\r,.;:!?()[]{}<>【】（）《》，。；：、！？\"'“”*"
 
@@ -150,13 +146,18 @@ def split_words(
 
 def _words(text: str, lexicon: Lexicon) -> list[str]:
     memo = lexicon.memo
-    if "pattern" not in memo:
+    if "patterns" not in memo:
+        # DV 3800L is one model number, not 3,800 litres of DV; but "red 1200W" is a colour and a measure
+        short = {w for table in (lexicon.colours, lexicon.units, lexicon.kept) for w in table if len(w) in (2, 3)}
+        no_head = "|".join(sorted(_NO_HEAD | {w for w in short if w.isascii() and w.isalpha()}))
+        spaced = rf"(?<![A-Za-z0-9])(?!(?:{no_head})\b)[A-Za-z]{{2,3}} \d{{4,5}}[A-Za-z]?(?![A-Za-z0-9.])"
         units = sorted(lexicon.units, key=len, reverse=True)
         latin, other = ("|".join(re.escape(u) for u in units if u[-1].isascii() == ascii_) for ascii_ in (True, False))
-        memo["pattern"] = re.compile(
-            rf"\s*(?:{_SPACED_MODEL}|{_NUMBER}[\s-]?(?:(?:{latin})(?![A-Za-z0-9])|(?:{other}))[,;:]?|[{_CJK}]+|[^\s{_CJK}{_WIDE}]+|[{_WIDE}]+)|\s+$",
-            re.IGNORECASE,
-        )
+        measure = rf"{_NUMBER}[\s-]?(?:(?:{latin})(?![A-Za-z0-9])|(?:{other}))[,;:]?"
+        rest = rf"{measure}|[{_CJK}]+|[^\s{_CJK}{_WIDE}]+|[{_WIDE}]+)|\s+$"
+        # looking for spaced model numbers at every word costs more than asking once whether there can be one
+        memo["spaced"] = re.compile(r" \d{4,5}[A-Za-z]?(?![A-Za-z0-9])")
+        memo["patterns"] = [re.compile(rf"\s*(?:{r}", re.IGNORECASE) for r in (rest, f"{spaced}|{rest}")]
         # a protected Chinese name is a word of its own, so that it does not go with its neighbours
         known = (
             lexicon.protected
@@ -172,7 +173,7 @@ def _words(text: str, lexicon: Lexicon) -> list[str]:
         memo["runs"], memo["facts"], memo["texts"] = {}, {}, {}
     if text in memo["texts"]:
         return memo["texts"][text].copy()
-    words = memo["pattern"].findall(text)
+    words = memo["patterns"][memo["spaced"].search(text) is not None].findall(text)
     if not text.isascii():
         words = [w for word in words for w in (_chinese_words(word, memo) if _is_chinese(word) else (word,))]
     lower = text.lower()

@@ -42,9 +42,8 @@ CHINESE = {
 }
 WORDS = (
     "black blk jet dark gray stainless steel laptop computer notebook pc tv television AB-1234 ab1234c DV 3800BK 55"
-    ' inch 55" 15.6-inch 1TB 1000 GB 12 oz 355ml 4K usb 3.0 with w/ and & , ; ( ) / — " \' 3 10W Pro II x A'
-    " 黑色 黑 金属机身"
-    " 液晶电视 55英寸 35页/分 【店】 ， 家用 é ﬁ  \t 0 GB 0.0 cm black/silver ½ ² ٣ 1.5.2"
+    ' inch 55" 15.6-inch 1TB 1000 GB 12 oz 355ml 4K usb 3.0 with w/ and & , ; ( ) / — " \' 3 10W Pro II x A 黑色 黑'
+    " 金属机身 液晶电视 55英寸 35页/分 【店】 ， 家用 é ﬁ  \t 0 GB 0.0 cm black/silver ½ ² ٣ 1.5.2"
 ).split(" ")
 words = st.one_of(st.sampled_from(WORDS), st.sampled_from(WORDS), st.text(max_size=4))
 texts = st.lists(words, max_size=8).map(" ".join)
