@@ -243,7 +243,7 @@ def finding(
     }
 
 
-def _short(value: object) -> str:
+def _shortened(value: object) -> str:
     text = " ".join(str(value if value is not None else "").split())
     return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
@@ -308,16 +308,16 @@ def _unique_names(header: list[str], broken: Callable) -> list[str]:
     return names
 
 
-def _cell(value: object) -> str | None:
+def _cell_text(value: object) -> str | None:
     if value is None or isinstance(value, float) and np.isnan(value):
         return None
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
     return text.strip() or None
 
 
-def _cells(values: Iterable) -> pd.Series:
+def _cell_texts(values: Iterable) -> pd.Series:
     "Text or None, as objects: pandas' own text type would turn None into NaN."
-    return pd.Series([_cell(value) for value in values], dtype=object)
+    return pd.Series([_cell_text(value) for value in values], dtype=object)
 
 
 def _lenient_jsonl(lines: list[str], broken: Callable) -> pd.DataFrame:
@@ -328,7 +328,7 @@ def _lenient_jsonl(lines: list[str], broken: Callable) -> pd.DataFrame:
                 row = json.loads(line, parse_float=str, parse_int=str)
                 if not isinstance(row, dict):
                     raise ValueError(f"a {type(row).__name__} where one object a line is expected")
-                rows.append({str(key).strip(): _cell(value) for key, value in row.items()})
+                rows.append({str(key).strip(): _cell_text(value) for key, value in row.items()})
             except ValueError as error:
                 broken(number, f"not JSON ({error})", line)
     return pd.DataFrame(rows, dtype=object)
@@ -361,7 +361,9 @@ def read_leniently(
     path, problems = Path(path), []
 
     def broken(line: int | None, why: str, text: str = "") -> None:
-        problems.append({"where": f"{path.name}, line {line}" if line else path.name, "why": why, "text": _short(text)})
+        problems.append(
+            {"where": f"{path.name}, line {line}" if line else path.name, "why": why, "text": _shortened(text)}
+        )
 
     suffix = next((s.lower() for s in path.suffixes[-2:][::-1] if s.lower() in _SUFFIXES), None)
     if suffix is None or not path.is_file():
@@ -370,8 +372,8 @@ def read_leniently(
         try:
             frame = pd.read_parquet(path)
         except Exception as error:  # pyarrow raises several kinds
-            raise ProdsimError(f"{path}: nothing of it can be read ({_short(error)})") from None
-        return pd.DataFrame({str(name): _cells(frame[name]) for name in frame}), problems
+            raise ProdsimError(f"{path}: nothing of it can be read ({_shortened(error)})") from None
+        return pd.DataFrame({str(name): _cell_texts(frame[name]) for name in frame}), problems
     raw = path.read_bytes()
     if b"\0" in raw:
         broken(None, f"{raw.count(0):,} NUL bytes, which no text has")
@@ -384,7 +386,7 @@ def read_leniently(
         frame = (_lenient_jsonl if suffix == ".jsonl" else _lenient_ditto)(lines, broken)
     if frame.empty:
         raise ProdsimError(f"{path}: nothing of it can be read; {problems[0]['why'] if problems else 'it is empty'}")
-    return pd.DataFrame({name: _cells(frame[name]) for name in frame}), problems
+    return pd.DataFrame({name: _cell_texts(frame[name]) for name in frame}), problems
 
 
 _SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt", ".parquet")
@@ -400,7 +402,11 @@ def open_for_audit(
     exist and for files of which nothing can be read; a broken file is read as far as it goes."""
     problems: list[dict] = []
     if isinstance(data, (DatasetDict, Dataset, pd.DataFrame)):
-        tables = {k: _plain(v) for k, v in data.items()} if isinstance(data, DatasetDict) else {"all": _plain(data)}
+        tables = (
+            {k: _plain_text(v) for k, v in data.items()}
+            if isinstance(data, DatasetDict)
+            else {"all": _plain_text(data)}
+        )
     else:
         tables = _open_path(data, problems)
     if any(_is_pairs(table) for table in tables.values()):
@@ -431,7 +437,7 @@ def _is_pairs(table: pd.DataFrame) -> bool:
     return any(str(c).startswith("left_") for c in table) and any(str(c).startswith("right_") for c in table)
 
 
-def _plain(table: Dataset | pd.DataFrame) -> pd.DataFrame:
+def _plain_text(table: Dataset | pd.DataFrame) -> pd.DataFrame:
     "Objects: text, numbers or None."
     if isinstance(table, Dataset):
         return pd.DataFrame({n: pd.Series(list(table[n]), dtype=object) for n in table.column_names})
@@ -446,22 +452,22 @@ def _open_path(data: str | Path, problems: list[dict]) -> dict[str, pd.DataFrame
     known = registry()
     kinds = set(known[known["dataset"] == base]["kind"]) if not isinstance(data, Path) else set()
     if kinds and "pairs" not in kinds:
-        return {"all": _plain(load_records(name))}
+        return {"all": _plain_text(load_records(name))}
     if path.is_file():
         read = [(None, path)]
         try:
             head = read_head(path)
             if any(c.startswith("left_") for c in head):
-                return {k: _plain(v) for k, v in load_pairs(path).items()}
+                return {k: _plain_text(v) for k, v in load_pairs(path).items()}
             if not rater_columns(head):
-                return {"all": _plain(load_records(path))}
+                return {"all": _plain_text(load_records(path))}
         except ProdsimError as error:
             problems.append(
                 {"where": path.name, "why": str(error).removeprefix(f"{path}, ").removeprefix(f"{path}: "), "text": ""}
             )
     else:
         try:
-            return {k: _plain(v) for k, v in load_pairs(data).items()}
+            return {k: _plain_text(v) for k, v in load_pairs(data).items()}
         except ProdsimError as error:
             folder, _, variant = name.rpartition(":") if not path.is_dir() else (name, "", "")
             if kinds or not folder or not Path(folder).is_dir():
@@ -563,7 +569,7 @@ def _whole_pairs(table: pd.DataFrame, split: str, problems: list[dict]) -> pd.Da
             {
                 "where": f"{split}, row {row}",
                 "why": f"the label is {table['label'][row]!r}, not 0 or 1",
-                "text": _short(table[f"left_{names[0]}"][row]),
+                "text": _shortened(table[f"left_{names[0]}"][row]),
             }
         )
     for row in table.index[~filled]:
@@ -571,9 +577,9 @@ def _whole_pairs(table: pd.DataFrame, split: str, problems: list[dict]) -> pd.Da
     keep = label.notna() & filled
     columns = {}
     for side in ("left", "right"):
-        cells = {f"{side}_{n}": _cells(table.loc[keep, f"{side}_{n}"]) for n in names}
+        cells = {f"{side}_{n}": _cell_texts(table.loc[keep, f"{side}_{n}"]) for n in names}
         own = _exact_keys(pd.DataFrame({n: cells[f"{side}_{n}"] for n in names}))
-        given = _cells(table.loc[keep, f"{side}_id"]) if f"{side}_id" in table else [None] * len(own)
+        given = _cell_texts(table.loc[keep, f"{side}_id"]) if f"{side}_id" in table else [None] * len(own)
         columns[f"{side}_id"] = pd.Series([g or o for g, o in zip(given, own, strict=True)], dtype=object)
         columns |= cells
     columns["label"] = label[keep].astype("int64").reset_index(drop=True)
@@ -589,7 +595,7 @@ def record_table(
     if kind == "records":
         table = tables["all"]
         names = [c for c in table if c != "id"]
-        out = pd.DataFrame({name: _cells(table[name]) for name in names})
+        out = pd.DataFrame({name: _cell_texts(table[name]) for name in names})
         out.insert(0, "where", table["id"].astype(str).to_numpy())
         out.insert(0, "key", np.arange(len(out)))
         return out.assign(uses=1)
@@ -810,7 +816,7 @@ def _record_example(records: pd.DataFrame, row: int, names: list[str] | None = N
     values = records.iloc[row]
     return {
         "where": str(values["where"]),
-        "text": _short(" | ".join(f"{n}: {values[n]}" for n in names if values[n] is not None)),
+        "text": _shortened(" | ".join(f"{n}: {values[n]}" for n in names if values[n] is not None)),
     }
 
 
@@ -1654,7 +1660,7 @@ def coverage(
     for name in kinds:
         counts = records[name].value_counts()
         if kinds[name] == "category" or (kinds[name] == "text" and 1 < len(counts) <= 0.2 * len(records)):
-            out[name] = [{"value": _short(v), "records": int(c)} for v, c in counts.head(20).items()]
+            out[name] = [{"value": _shortened(v), "records": int(c)} for v, c in counts.head(20).items()]
     return out
 
 
@@ -1762,7 +1768,7 @@ def pair_example(
     sides = {}
     for side in ("left", "right"):
         columns = [c for c in table if c.startswith(f"{side}_") and c != f"{side}_id"]
-        sides[side] = _short(" | ".join(str(table[c][row]) for c in columns if table[c][row] is not None))
+        sides[side] = _shortened(" | ".join(str(table[c][row]) for c in columns if table[c][row] is not None))
     return {"where": f"{split} {table['row'][row]}", **sides, "label": int(table["label"][row])}
 
 
@@ -2076,7 +2082,7 @@ def read_probabilities(
     try:
         table = pd.read_csv(path, dtype={"left_id": str, "right_id": str}).rename(columns={"score": "probability"})
     except (OSError, ValueError) as error:
-        raise ProdsimError(f"{path}: cannot be read ({_short(error)})") from None
+        raise ProdsimError(f"{path}: cannot be read ({_shortened(error)})") from None
     lacking = {"left_id", "right_id", "probability"} - set(table)
     if lacking or not pd.api.types.is_numeric_dtype(table["probability"]):
         found = ", ".join(table)
@@ -2276,12 +2282,12 @@ def html_report(
     for split, v in report["splits"].items():
         more = [f"{v['positives']:,}", f"{v['positives'] / max(1, v['rows']):.1%}"] if "positives" in v else []
         rows.append([split, f"{v['rows']:,}", *more])
-    out.append(_table(["split", "rows", *(["matches", "share"] if report["kind"] == "pairs" else [])], rows))
+    out.append(_html_table(["split", "rows", *(["matches", "share"] if report["kind"] == "pairs" else [])], rows))
     found = [
         [f["level"], f["name"], f"{f['count']:,} of {f['of']:,} {f['what']}", f"{f['share']:.1%}"]
         for f in report["findings"]
     ]
-    out.append(f"<h2>What was found</h2>{_table(['level', 'finding', 'count', 'share'], found)}")
+    out.append(f"<h2>What was found</h2>{_html_table(['level', 'finding', 'count', 'share'], found)}")
     figures = []
     if report["kind"] == "pairs":
         if report["leakage"].get("normalised"):
@@ -2308,14 +2314,14 @@ def html_report(
         for x, r in zip(report["labels"]["shown"], report["labels"]["suspect_rows"], strict=False):
             rows.append([x["where"], x["left"], x["right"], x["label"], f"{r['probability']:.2f}"])
         out.append(f"<h2>Labels to read first</h2><p class='small'>{e(report['labels']['from'])}</p>")
-        out.append(_table(["where", "left", "right", "label", "probability of a match"], rows))
+        out.append(_html_table(["where", "left", "right", "label", "probability of a match"], rows))
     if report.get("ratings"):
         rows = []
         for r in report["ratings"]["raters"]:
             without = "–" if r["alpha_without"] is None else f"{r['alpha_without']:.3f}"
             rows.append([r["rater"], f"{r['n']:,}", f"{r['mean']:.2f}", f"{r['same_as_median']:.1%}", without])
         out.append(f"<h2>Raters</h2><p>Krippendorff's alpha: {report['ratings']['alpha']:.3f}</p>")
-        out.append(_table(["rater", "grades", "mean", "gives the others' median", "alpha without"], rows))
+        out.append(_html_table(["rater", "grades", "mean", "gives the others' median", "alpha without"], rows))
     for name, difference in report.get("split_difference", {}).items():
         auc = "–" if difference["auc"] is None else f"{difference['auc']:.3f}"
         low, high = difference["auc_by_chance"]
@@ -2323,7 +2329,7 @@ def html_report(
         out.append(f"<p>AUC of a model that tells them apart: {auc} (alike: {low:.3f} to {high:.3f})</p>")
         columns = difference["columns"]
         rows = [[c["column"], c["what"], f"{c['difference']:.3f}", f"{c['p_value']:.2g}"] for c in columns]
-        out.append(_table(["column", "what", "difference", "p"], rows))
+        out.append(_html_table(["column", "what", "difference", "p"], rows))
     return "\n".join(out) + "\n</html>\n"
 
 
@@ -2331,7 +2337,7 @@ def _count(n: int, what: str) -> str:
     return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
 
 
-def _table(head: list[str], rows: list[list]) -> str:
+def _html_table(head: list[str], rows: list[list]) -> str:
     "Columns of numbers stand to the right, head and all."
     number = re.compile(r"[\d.,%–e-]+")
     right = [bool(rows) and all(number.fullmatch(str(row[i])) for row in rows) for i in range(len(head))]
