@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DEFAULT_MODEL', 'WHEEL_SHA256', 'UNKNOWN_LIMIT', 'KINDS', 'PRECISIONS', 'resolve_model', 'TextFormat', 'share_budget',
            'record_texts', 'unknown_share', 'check_readable', 'PairModel', 'pretrained', 'scoring_copy',
-           'classification_head', 'save_model', 'write_model', 'check_run_folder', 'read_run', 'load_model',
-           'score_file', 'embed_file']
+           'classification_head', 'reads_ragged', 'encode_ragged', 'save_model', 'write_model', 'check_run_folder',
+           'read_run', 'load_model', 'score_file', 'embed_file']
 
 # %% ../nbs/30_encoders.ipynb #e64727c2
 import copy
@@ -294,7 +294,10 @@ class PairModel:
             raise ProdsimError("a cross-encoder scores pairs and has no embeddings: train or name a model of kind bi")
         if not texts:
             return np.zeros((0, self.embed_texts([""]).shape[1]), dtype=np.float32)
-        vectors = self.fast().encode(
+        encoder = self.fast()
+        if reads_ragged(encoder):
+            return encode_ragged(encoder, texts, progress=progress)
+        vectors = encoder.encode(
             texts, batch_size=batch_size, show_progress_bar=progress, normalize_embeddings=True, convert_to_numpy=True
         )
         return np.asarray(vectors, dtype=np.float32)
@@ -402,6 +405,73 @@ def classification_head(
         if hasattr(model, name):
             return getattr(model, name)
     raise ProdsimError(f"{type(model).__name__} has no classification head named classifier or score")
+
+# %% ../nbs/30_encoders.ipynb #176a1edb
+def reads_ragged(
+    encoder,  # a SentenceTransformer
+) -> bool:  # True for a plain BERT with mean pooling on a CPU
+    "Whether `encode_ragged` computes what the encoder's own `encode` computes."
+    kinds = [type(module).__name__ for module in encoder]
+    if encoder.device.type != "cpu" or kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
+        return False
+    config = encoder[0].auto_model.config
+    plain = type(encoder[0].auto_model).__name__ == "BertModel" and not getattr(config, "is_decoder", False)
+    plain = plain and getattr(config, "position_embedding_type", "absolute") in ("absolute", None)
+    mean = encoder[1].get_config_dict().get("pooling_mode") == "mean"
+    return plain and mean and encoder.default_prompt_name is None
+
+
+def encode_ragged(
+    encoder,  # a SentenceTransformer for which `reads_ragged` holds, in evaluation mode
+    texts: list[str],  # any texts; each distinct one is read once
+    tokens: int = 2048,  # in one forward pass, at most (a longer text goes alone)
+    progress: bool = False,  # show a bar
+) -> np.ndarray:  # shape (texts, dimensions), float32, rows of length one
+    "Embeddings of texts laid end to end, without padding."
+    import torch
+    from tqdm import tqdm
+
+    number: dict[str, int] = {}
+    where = [number.setdefault(text, len(number)) for text in texts]
+    limit = encoder.max_seq_length
+    ids = encoder.tokenizer(list(number), truncation=True, max_length=limit, padding=False, verbose=False)["input_ids"]
+    lengths = np.array([len(i) for i in ids])
+    bert, order, start = encoder[0].auto_model, np.argsort(lengths, kind="stable"), 0
+    vectors = np.empty((len(ids), bert.config.hidden_size), dtype=np.float32)
+    with torch.inference_mode(), tqdm(total=len(ids), unit=" texts", disable=not progress) as bar:
+        while start < len(order):
+            fits = np.searchsorted(np.cumsum(lengths[order[start:]]), tokens, side="right")
+            batch = order[start : start + max(1, int(fits))]
+            runs = [(int(n), int(k)) for n, k in zip(*np.unique(lengths[batch], return_counts=True), strict=True)]
+            hidden = _ragged_layers(bert, [ids[i] for i in batch], runs)
+            parts = hidden.split([n * k for n, k in runs])
+            means = [h.view(k, n, -1).float().mean(1) for h, (n, k) in zip(parts, runs, strict=True)]
+            vectors[batch] = torch.nn.functional.normalize(torch.cat(means), dim=1).numpy()
+            start += len(batch)
+            bar.update(len(batch))
+    return vectors[where]
+
+
+def _ragged_layers(bert, ids: list[list[int]], runs: list[tuple[int, int]]):
+    "Last hidden states, shape (tokens, width), of sequences end to end: runs of (length, how many of it)."
+    import torch
+
+    flat = torch.tensor([i for row in ids for i in row])
+    positions = torch.cat([torch.arange(n).repeat(k) for n, k in runs])
+    x = bert.embeddings(input_ids=flat[None], position_ids=positions[None])[0]
+    heads = bert.config.num_attention_heads
+    sizes = [n * k for n, k in runs]
+    for layer in bert.encoder.layer:
+        own = layer.attention.self
+        sides = [part(x).split(sizes) for part in (own.query, own.key, own.value)]
+        seen = []
+        for (n, k), *run in zip(runs, *sides, strict=True):
+            q, key, v = (t.reshape(k, n, heads, -1).transpose(1, 2) for t in run)
+            out = torch.nn.functional.scaled_dot_product_attention(q, key, v)
+            seen.append(out.transpose(1, 2).reshape(n * k, -1))
+        x = layer.attention.output(torch.cat(seen), x)
+        x = layer.output(layer.intermediate(x), x)
+    return x
 
 # %% ../nbs/30_encoders.ipynb #bf9b6326
 def save_model(

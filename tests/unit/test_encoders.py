@@ -29,8 +29,10 @@ from prodsim.encoders import (
     check_readable,
     check_run_folder,
     embed_file,
+    encode_ragged,
     load_model,
     pretrained,
+    reads_ragged,
     record_texts,
     resolve_model,
     save_model,
@@ -429,6 +431,24 @@ def test_embeddings(models, records):
     assert model.embed(records.iloc[:0]).shape == (0, 32)
     with pytest.raises(ProdsimError, match="a cross-encoder scores pairs and has no embeddings"):
         models["cross"].embed(records.assign(description=None, brand=None))
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 4096])
+def test_without_padding_the_vectors_are_the_library_s(models, pairs, tokens):
+    encoder = models["bi"].fast()
+    assert reads_ragged(encoder)
+    texts = ["", *models["bi"].texts({a: list(pairs[f"left_{a}"]) for a in NAMES}), "lamp", "lamp"]
+    theirs = encoder.encode(texts, normalize_embeddings=True, show_progress_bar=False)
+    ours = encode_ragged(encoder, texts, tokens)
+    assert ours.dtype == np.float32 and np.abs(ours - theirs).max() < 1e-5
+    assert np.abs(theirs - theirs.mean(axis=0)).max() > 0.01, "texts have vectors of their own"
+    assert np.array_equal(models["bi"].embed_texts(texts), encode_ragged(encoder, texts))
+
+
+def test_other_poolings_go_the_library_s_way(models):
+    encoder = copy.deepcopy(models["bi"].encoder)
+    encoder[1].pooling_mode = "cls"
+    assert not reads_ragged(encoder)
 
 
 @pytest.mark.parametrize("kind", ["bi", "cross"])
