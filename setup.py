@@ -35,6 +35,7 @@ setup(
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "prodsim.datasets": cfg["dataset_plugins"].split(),
+        "prodsim.models": cfg["model_plugins"].split(),
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

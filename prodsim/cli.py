@@ -183,7 +183,8 @@ def _train(
     data: Data,
     out: Annotated[Path, typer.Option(help="folder of the finished model; work in progress stands in OUT.partial")],
     kind: Annotated[
-        str, typer.Option(help="cross (reads both records together) or bi (one vector per record)")
+        str,
+        typer.Option(help="cross (reads both records together), bi (a vector per record) or comparisons"),
     ] = "cross",
     recipe: Annotated[
         str | None, typer.Option(help="a named recipe; the default is the one named like the kind")
@@ -218,17 +219,26 @@ def _train(
     as_json: Json = False,
 ) -> None:
     "Fine-tune an encoder on the split train, choose checkpoint and threshold on the split valid."
-    from prodsim.training import train as fine_tune
-
     options = {"model": model, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     options |= {"start_epochs": start_epochs, "max_length": max_length, "patience": patience}
     changes = {k: v for k, v in options.items() if v is not None}
+    names = tuple(attribute) if attribute else None
+    if "comparisons" in (recipe, kind):
+        if changes or start or max_minutes is not None:
+            given = next(iter(changes), "start" if start else "max_minutes").replace("_", "-")
+            raise ProdsimError(f"--{given} is of encoders: kind comparisons takes --seed and --attribute")
+        from prodsim.comparisons import train_comparisons
+
+        _print_trained(train_comparisons(data, out, seed=seed, names=names, resume=resume), out, as_json)
+        return
+    from prodsim.training import train as fine_tune
+
     trained = fine_tune(
         data,
         out,
         recipe or _known_kind(kind),
         seed=seed,
-        names=tuple(attribute) if attribute else None,
+        names=names,
         resume=resume,
         start=start,
         max_minutes=max_minutes,
@@ -240,6 +250,10 @@ def _train(
     )
     if os.environ.get("RANK", "0") != "0":
         return  # under torchrun the first process speaks for all
+    _print_trained(trained, out, as_json)
+
+
+def _print_trained(trained, out: Path, as_json: bool) -> None:
     valid = trained.run["valid"]
     summary = {"out": str(out), "kind": trained.kind, "threshold": trained.threshold, "valid": valid}
     summary |= {k: trained.run[k] for k in ("best_metric", "stopped", "steps", "seconds")}
@@ -260,7 +274,7 @@ def _known_kind(kind: str) -> str:
     from prodsim.encoders import KINDS
 
     if kind not in KINDS:
-        raise ProdsimError(f"--kind {kind}: choose one of {', '.join(KINDS)}")
+        raise ProdsimError(f"--kind {kind}: choose one of {', '.join(KINDS)}, comparisons")
     return kind
 
 

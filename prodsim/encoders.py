@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from hashlib import file_digest
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -291,7 +292,9 @@ class PairModel:
     ) -> np.ndarray:  # shape (texts, dimensions), float32, rows of length one
         "Embedding of each text."
         if self.kind != "bi":
-            raise ProdsimError("a cross-encoder scores pairs and has no embeddings: train or name a model of kind bi")
+            raise ProdsimError(
+                f"a model of kind {self.kind} scores pairs and has no embeddings: train or name one of kind bi"
+            )
         if not texts:
             return np.zeros((0, self.embed_texts([""]).shape[1]), dtype=np.float32)
         encoder = self.fast()
@@ -538,16 +541,29 @@ def read_run(
         raise ProdsimError(f"{path / 'run.json'} is not readable JSON: restore it or train again") from None
 
 
+_READERS = (  # known without the metadata of an installation, which may be older than this file
+    metadata.EntryPoint("comparisons", "prodsim.comparisons:load_comparisons", "prodsim.models"),
+)
+
+
+def _readers() -> dict[str, metadata.EntryPoint]:
+    "Kinds of models that other modules read: kind → where the function stands; loaded only when asked for."
+    return {entry.name: entry for entry in (*_READERS, *metadata.entry_points(group="prodsim.models"))}
+
+
 def load_model(
     path: str | Path,  # a folder written by training or save_model
     device: str | None = None,  # None: the best there is
     precision: str = "auto",  # of scoring: "auto", "bf16" or "fp32"
-) -> PairModel:
+) -> PairModel:  # or what the reader of another kind gives
     "Open a saved model. Raises ProdsimError if the folder, its run.json or its weights are missing."
     path, run = Path(path), read_run(path)
-    kind = run.get("kind")
+    kind, others = run.get("kind"), _readers()
+    if kind in others:
+        return others[kind].load()(path, device, precision)
     if kind not in KINDS:
-        raise ProdsimError(f"{path / 'run.json'} names kind {kind!r}: this version of prodsim reads {', '.join(KINDS)}")
+        known = ", ".join((*KINDS, *others))
+        raise ProdsimError(f"{path / 'run.json'} names kind {kind!r}: this version of prodsim reads {known}")
     try:
         text_format = TextFormat(**{**run["text"], "attributes": tuple(run["text"]["attributes"])})
     except (KeyError, TypeError):
@@ -606,7 +622,9 @@ def embed_file(
     "Embed a file of records; memory does not grow with its length. Raises ProdsimError on bad rows or a cross-encoder."
     out = _output(out, (".npy", ".parquet"))
     if model.kind != "bi":
-        raise ProdsimError("a cross-encoder scores pairs and has no embeddings: train or name a model of kind bi")
+        raise ProdsimError(
+            f"a model of kind {model.kind} scores pairs and has no embeddings: train or name one of kind bi"
+        )
     write = _npy_writer if out.suffix == ".npy" else _parquet_writer
     shape = (0, 0)
     with _bar(progress, "records") as bar, atomic_file(out) as temporary:

@@ -256,7 +256,8 @@ def run_cell(
     work: str | Path = "_run/results",  # models are kept here
     progress: bool = True,  # show bars
 ) -> dict:  # the stored result
-    "Train if the system needs it, measure, store. Systems: one-to-one, lexical, pretrained, or the name of a recipe."
+    "Train if the system needs it, measure, store. Systems: one-to-one, lexical, pretrained, comparisons, a recipe."
+    from prodsim.comparisons import train_comparisons
     from prodsim.data import attributes
     from prodsim.encoders import pretrained
     from prodsim.training import RECIPES, make_recipe, start_recipe, train
@@ -268,6 +269,13 @@ def run_cell(
         model = (_Lexical if cell["system"] == "lexical" else _OneToOne)(pairs)
     elif cell["system"] == "pretrained":
         model = pretrained(names=attributes(pairs))
+    elif cell["system"] == "comparisons":
+        out = Path(work) / _slug(cell["name"])
+        model = train_comparisons(cell["data"], out, seed=cell["seed"], resume=True)
+        command = f"prodsim train {cell['data']} --kind comparisons --seed {cell['seed']} --out {out}"
+        command += f" && prodsim evaluate {out} {cell['data']} --split {cell['split']} --json"
+        kept = ("arguments", "valid", "steps", "seconds", "revision", "machine")
+        about["training"] = {k: model.run[k] for k in kept}
     else:
         recipe = make_recipe(cell["system"], **cell["changes"])
         out = Path(work) / _slug(cell["name"])
@@ -333,11 +341,12 @@ SYSTEMS = {
     "one-to-one": "a rule that reads no text",
     "lexical": "character 3-grams, TF-IDF cosine",
     "pretrained": "bi-encoder as published",
+    "comparisons": "boosted comparisons, no encoder",
     "cross-pairs": "cross-encoder, pairs alone",
     "bi": "bi-encoder, groups",
     "cross": "cross-encoder, started from it",
 }
-TRAINED = ("cross-pairs", "bi", "cross")
+TRAINED = ("comparisons", "cross-pairs", "bi", "cross")
 
 
 def markdown_table() -> str:  # for the README

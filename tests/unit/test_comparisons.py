@@ -1,0 +1,166 @@
+"Comparison vectors and the trees on top: what they say, what they forgive, what they refuse."
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import Dataset, DatasetDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prodsim.cli import main
+from prodsim.comparisons import (
+    Comparer,
+    amount,
+    codes,
+    compare_codes,
+    compare_numbers,
+    compare_words,
+    facts,
+    load_comparisons,
+    save_comparisons,
+    squash,
+    train_comparisons,
+    words,
+)
+from prodsim.core import ProdsimError
+from prodsim.data import load_pairs
+from prodsim.encoders import load_model
+from prodsim.evaluation import lexical_scores, pair_metrics
+
+TEXT = st.text(alphabet="abcdefg0123456789 -./小米手机é", max_size=40)
+
+
+@pytest.fixture(scope="module")
+def shop():
+    pairs = load_pairs("shop:medium")
+    return DatasetDict({s: pairs[s].select(range(n)) for s, n in (("train", 400), ("valid", 200), ("test", 200))})
+
+
+@pytest.fixture(scope="module")
+def model(shop):
+    return train_comparisons(shop, seed=0, rounds=60)
+
+
+def test_words_codes_and_amounts():
+    assert words("Panasonic DMC-LC40S, 4.0 MP") == ["panasonic", "dmc-lc40s", "4.0", "mp"]
+    assert words("小米手机 13") == ["小米", "米手", "手机", "13"]
+    assert codes(words("DMC-LC40S 27560 1080 tv x1")) == {"dmclc40s", "27560"}
+    assert squash("DMC-LC40S") == squash("dmc lc40s") == "dmclc40s"
+    assert amount("$1,299.00") == 1299 and amount("799") == 799 and amount(" 59.90 EUR") == 59.9
+    assert np.isnan(amount("2 for 1 offer")) and np.isnan(amount(None)) and np.isnan(amount(""))
+
+
+@given(TEXT, TEXT)
+@settings(max_examples=60, deadline=None)
+def test_comparisons_have_no_left_and_right(a, b):
+    a, b = facts(a), facts(b)
+    for both, back in (
+        (compare_words(a, b, lambda t: 1.5), compare_words(b, a, lambda t: 1.5)),
+        (compare_codes(a, b), compare_codes(b, a)),
+        (compare_numbers(a, b), compare_numbers(b, a)),
+    ):
+        np.testing.assert_allclose(list(both.values()), list(back.values()), equal_nan=True)
+
+
+@given(TEXT)
+@settings(max_examples=60, deadline=None)
+def test_a_text_agrees_with_itself(text):
+    one = facts(text)
+    found = compare_words(one, one, lambda t: 2.0)
+    assert found["heaviest_alone"] == 0 and (not one.words or abs(found["smaller_share"] - 1) < 1e-9)
+    assert compare_codes(one, one)["more_not_held"] == 0
+
+
+def test_model_numbers_decide_and_unknown_is_not_zero():
+    a, same, other, none = map(facts, ("LG LDF6920BB", "lg ldf-6920bb washer", "LG LDF6920ST", "LG dishwasher"))
+    assert compare_codes(a, same)["verdict"] == 1 and compare_codes(a, other)["verdict"] == -1
+    assert compare_codes(a, none)["verdict"] == 0 and np.isnan(compare_codes(a, none)["closest"])
+    assert np.isnan(compare_numbers(a, none)["overlap"])
+
+
+def test_no_comparison_describes_one_record_alone(shop):
+    # Against an empty record nothing may be left that tells which record the other is.
+    comparer = Comparer.fit(shop)
+    some = shop["train"].select(range(60)).to_pandas()
+    blank = some.assign(**{c: "" for c in some if c.startswith("right_")})
+    found = comparer.compare(blank).drop(columns=["title.words.heaviest_alone", "all.words.heaviest_alone"])
+    counted = [c for c in found if c.endswith("more_not_held")]  # a small count: many records share it
+    assert found.drop(columns=counted).nunique(dropna=False).max() == 1
+    assert found[counted].nunique().max() <= 12
+
+
+def test_a_pair_is_compared_alike_in_any_company(shop):
+    comparer = Comparer.fit(shop)
+    frame = shop["test"].to_pandas()
+    whole = comparer.compare(frame)
+    pd.testing.assert_frame_equal(
+        comparer.compare(frame.iloc[7:8]).reset_index(drop=True), whole.iloc[[7]].reset_index(drop=True)
+    )
+    assert not whole.isna().all(axis=1).any() and np.isfinite(whole.fillna(0).to_numpy()).all()
+
+
+def test_numbers_are_found_by_their_values():
+    rows = {
+        f"{s}_{k}": v
+        for s in ("left", "right")
+        for k, v in (("name", ["a1", "b2"]), ("cost", ["$5", "7.00"]), ("made", ["by x", "5"]))
+    }
+    pairs = DatasetDict(train=Dataset.from_dict({**rows, "label": [0, 1]}))
+    comparer = Comparer.fit(pairs)
+    assert comparer.numbers == ("cost",) and comparer.texts == ("name", "made")
+    assert comparer.compare(pairs["train"])["cost.log_ratio"].tolist() == [0, 0]
+
+
+def test_better_than_counting_characters(shop, model):
+    labels, scores = np.asarray(shop["test"]["label"]), model.score(shop["test"])
+    ours, theirs = (
+        pair_metrics(labels, s, 0.5)["average_precision"] for s in (scores, lexical_scores(shop["train"], shop["test"]))
+    )
+    assert ours > theirs + 0.03 and scores.dtype == np.float32 and 0 <= scores.min() <= scores.max() <= 1
+
+
+def test_same_seed_same_model_and_saved_whole(shop, model, tmp_path):
+    again = train_comparisons(shop, tmp_path / "run", seed=0, rounds=60)
+    scores = model.score(shop["test"])
+    assert (again.score(shop["test"]) == scores).all()
+    for opened in (load_model(tmp_path / "run"), load_comparisons(tmp_path / "run")):
+        assert (opened.score(shop["test"], chunk_rows=50) == scores).all() and opened.threshold == model.threshold
+    assert train_comparisons(shop, tmp_path / "run", seed=0, rounds=60, resume=True).threshold == model.threshold
+    with pytest.raises(ProdsimError, match="other arguments"):
+        train_comparisons(shop, tmp_path / "run", seed=1, rounds=60, resume=True)
+    assert len(model.score(shop["test"].select([]))) == 0
+
+
+def test_shares_add_up_to_the_log_odds(shop, model):
+    some = shop["test"].select(range(20))
+    shares = model.explain(some)
+    probability = 1 / (1 + np.exp(-shares.sum(axis=1)))
+    np.testing.assert_allclose(probability, model.score(some), atol=1e-5)
+
+
+def test_bad_input_gets_one_line(shop, model, tmp_path):
+    with pytest.raises(ProdsimError, match="needs a split valid"):
+        train_comparisons(DatasetDict(train=shop["train"]))
+    with pytest.raises(ProdsimError, match="no attribute 'weight'"):
+        train_comparisons(shop, names=("weight",))
+    with pytest.raises(ProdsimError, match="is missing from the pairs"):
+        model.score(shop["test"].remove_columns("left_title"))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "x.txt").write_text("mine")
+    with pytest.raises(ProdsimError, match="is not a run"):
+        save_comparisons(model, tmp_path / "notes")
+    save_comparisons(model, tmp_path / "run")
+    (tmp_path / "run" / "comparisons" / "trees.txt").unlink()
+    with pytest.raises(ProdsimError, match="cannot be read"):
+        load_model(tmp_path / "run")
+
+
+def test_command_line(shop, tmp_path, capsys):
+    from prodsim.data import save_pairs
+
+    save_pairs(shop, tmp_path / "pairs")
+    train = ["train", str(tmp_path / "pairs"), "--kind", "comparisons", "--out", str(tmp_path / "run")]
+    assert main(train) == 0 and main(["evaluate", str(tmp_path / "run"), str(tmp_path / "pairs"), "--json"]) == 0
+    assert '"average_precision"' in capsys.readouterr().out
+    assert main([*train, "--epochs", "3"]) == 2
+    assert "--epochs is of encoders" in capsys.readouterr().err
