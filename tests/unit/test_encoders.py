@@ -429,7 +429,7 @@ def test_embeddings(models, records):
     assert vectors.shape == (3, 32) and vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     assert model.embed(records.iloc[:0]).shape == (0, 32)
-    with pytest.raises(ProdsimError, match="a cross-encoder scores pairs and has no embeddings"):
+    with pytest.raises(ProdsimError, match="kind cross scores pairs and has no embeddings"):
         models["cross"].embed(records.assign(description=None, brand=None))
 
 
