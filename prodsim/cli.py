@@ -579,7 +579,7 @@ def _review_export(
         Path | None, typer.Option(help=".npy, .csv, .tsv, .jsonl or .parquet: one doubt per row, larger = read sooner")
     ] = None,
     probabilities: Annotated[
-        Path | None, typer.Option(help="instead of --doubts: out-of-fold probabilities of a match, one per row")
+        Path | None, typer.Option(help="or out-of-fold probabilities of a match, one per row; neither: the audit's")
     ] = None,
     split: Annotated[str, typer.Option(help="which split is read")] = "train",
     n: Annotated[int, typer.Option("--n", min=1, help="pairs to read")] = 50,
@@ -590,17 +590,18 @@ def _review_export(
 ) -> None:
     "Write the most doubtful pairs for a person to judge: match, no match, cannot tell, and the words that decide."
     from prodsim.data import load_pairs
-    from prodsim.quality.review import doubt, export_csv, export_html, read_doubts, review_queue
+    from prodsim.quality.review import cross_fitted, doubt, export_csv, export_html, read_doubts, review_queue
 
-    if (doubts is None) == (probabilities is None):
-        raise ProdsimError("review export needs one of --doubts FILE and --probabilities FILE")
+    if doubts is not None and probabilities is not None:
+        raise ProdsimError("review export takes one of --doubts FILE and --probabilities FILE, not both")
     if out.suffix not in (".html", ".csv"):
         raise ProdsimError(f"--out {out}: write .html or .csv")
     pairs = load_pairs(data)
     if split not in pairs:
         raise ProdsimError(f"--split {split}: {data} has {', '.join(pairs)}")
     part = pairs[split]
-    scores = read_doubts(doubts or probabilities, len(part))
+    given = doubts or probabilities
+    scores = read_doubts(given, len(part)) if given else cross_fitted(pairs, split, _frozen_encoder("default")[0])
     queue = review_queue(part, scores if doubts else doubt(scores, part["label"]), n)
     export = export_html if out.suffix == ".html" else export_csv
     export(queue, out, blind=blind, seed=seed, reading=reading, who=who)

@@ -95,5 +95,6 @@ def test_review_goes_out_and_comes_back(shop, capsys):
     code, out, _ = called(capsys, *apply)
     mended = load_pairs(shop / "mended")["train"]["label"]
     assert code == 0 and len(json.loads(out)["changed"]) == sum(pairs["train"]["label"]) - sum(mended)
-    assert "--doubts" in refused(capsys, shop, "review", "export", shop / "pairs", "--out", shop / "q.html")
+    both = ("--doubts", shop / "doubt.csv", "--probabilities", shop / "doubt.csv")
+    assert "not both" in refused(capsys, shop, "review", "export", shop / "pairs", "--out", shop / "q.html", *both)
     assert ".html" in refused(capsys, shop, "review", "export", shop / "pairs", "--out", shop / "q.doc", *options)

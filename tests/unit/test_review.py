@@ -11,17 +11,22 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from little_shop import little_pairs
 from sklearn.metrics import cohen_kappa_score
 
 from prodsim.core import ProdsimError
+from prodsim.data import load_pairs
+from prodsim.evidence import RESULTS
 from prodsim.quality import review
 from prodsim.quality.review import (
+    OUTCOMES,
     agreement,
     apply_reviews,
     conflicts,
+    cross_fitted,
     decided_labels,
     doubt,
     export_csv,
@@ -30,13 +35,16 @@ from prodsim.quality.review import (
     join_readings,
     label_changes,
     marked_difference,
+    outcomes,
     pair_ids,
     pair_table,
     queue_id,
     read_doubts,
     read_marks,
     read_trail,
+    review_numbers,
     review_queue,
+    review_sheet,
 )
 
 NASTY = [
@@ -416,6 +424,170 @@ def test_the_interval_of_kappa_covers_the_truth():
 @pytest.mark.parametrize("said", [[], ["match"]])
 def test_agreement_that_cannot_be_told_is_none(said):
     assert agreement(pd.DataFrame({"verdict_1": said, "verdict_2": said}))["kappa"] is None
+
+
+# Doubts without a model at hand
+
+
+def turned_over(part, sides=True):
+    "The same pairs with the other label and, if `sides`, the records in the other order."
+    other = {"left": "right", "right": "left"}
+    names = {c: re.sub("^(left|right)", lambda m: other[m[0]], c) if sides else c for c in part.column_names}
+    columns = {names[c]: list(part[c]) for c in part.column_names} | {"label": [1 - y for y in part["label"]]}
+    return Dataset.from_dict({c: columns[c] for c in part.column_names})
+
+
+@pytest.mark.parametrize("sides", [False, True])
+def test_cross_fitted_probabilities_learn_nothing_from_copies_of_the_row(sides):
+    data = little_pairs(seed=3)
+    p = cross_fitted(data, "test")
+    assert p.shape == (len(data["test"]),) and ((p > 0) & (p < 1)).all()
+    lying = DatasetDict(
+        {"extra": turned_over(data["test"], sides), **data}
+    )  # every pair again, each with a wrong label
+    assert np.allclose(cross_fitted(lying, "test"), p)
+    doubled = concatenate_datasets([data["test"], data["test"]])
+    assert np.allclose(cross_fitted(DatasetDict({**data, "test": doubled}), "test"), np.tile(p, 2))
+
+
+def test_cross_fitted_probabilities_doubt_the_wrong_labels():
+    data = little_pairs(seed=4, train=200)
+    truth = np.array(data["test"]["label"])
+    wrong = np.random.default_rng(0).choice(len(truth), 4, replace=False)
+    labels = truth.copy()
+    labels[wrong] = 1 - labels[wrong]
+    data["test"] = data["test"].remove_columns("label").add_column("label", labels.tolist())
+    doubts = doubt(cross_fitted(data, "test"), labels)
+    assert doubts[wrong].mean() > 2 * np.delete(doubts, wrong).mean()
+
+
+def test_cross_fitted_uses_all_splits_and_names_what_is_missing():
+    data = little_pairs(seed=3)
+    alone = DatasetDict({"test": data["test"]})
+    assert not np.allclose(cross_fitted(alone, "test"), cross_fitted(data, "test"))
+    with pytest.raises(ProdsimError, match="split 'gold': the data have train, valid, test"):
+        cross_fitted(data, "gold")
+    with pytest.raises(ProdsimError, match="too few for 5 folds"):
+        cross_fitted(DatasetDict({"test": data["test"].select(range(6))}), "test")
+
+
+# A sheet that stays, and the review that stands in the package
+
+
+def read_twice(tmp_path, pairs, queue, first, second):
+    trail = tmp_path / "twice.jsonl"
+    for reading, said in ((1, first), (2, second)):
+        who = f"reader {reading}"
+        file = marks_json(
+            tmp_path / f"r{reading}.json", queue, dict(enumerate(said)), who, reading, words=f"w{reading}"
+        )
+        import_reviews(file, trail, pairs)
+    return trail
+
+
+def test_a_sheet_holds_queue_and_readings_and_gives_the_numbers(tmp_path, pairs, queue):
+    assert queue["label"].tolist() == [0, 1, 0, 1, 0, 1]
+    first = ["no match", "match", "match", "cannot tell", "cannot tell", "no match"]
+    second = ["no match", "match", "match", "cannot tell", "match", "match"]
+    trail = read_twice(tmp_path, pairs, queue, first, second)
+    sheet = review_sheet(queue, trail, pairs)
+    assert sheet["rank"].tolist() == [1, 2, 3, 4, 5, 6] and sheet["left_id"].tolist() == [f"l{r}" for r in queue["row"]]
+    for name in ("pair_id", "row", "label", "doubt"):
+        assert sheet[name].tolist() == queue[name].tolist()
+    assert sheet["verdict_1"].tolist() == first and sheet["verdict_2"].tolist() == second
+    assert set(sheet["words_2"]) == {"w2"} and set(sheet["who_1"]) == {"reader 1"}
+    confirmed, contradicted, cannot, disputed = OUTCOMES
+    assert outcomes(sheet).tolist() == [confirmed, confirmed, contradicted, cannot, disputed, disputed]
+    numbers = review_numbers(sheet)
+    assert json.loads(json.dumps(numbers)) == numbers
+    assert (numbers["flags"], numbers["right"], numbers["decided"]) == (6, 1, 3)
+    assert numbers["right_share"] == 1 / 6 and numbers["right_of_decided_share"] == 1 / 3
+    assert numbers["outcomes"] == {confirmed: 2, contradicted: 1, cannot: 1, disputed: 2}
+    assert numbers["by_label"]["no match"] == {confirmed: 1, contradicted: 1, cannot: 0, disputed: 1}
+    path = tmp_path / "sheet.csv"
+    sheet.to_csv(path, index=False)
+    assert review_numbers(pd.read_csv(path, keep_default_na=False)) == numbers
+
+
+@pytest.mark.parametrize("right, n", [(0, 5), (1, 50), (20, 40), (7, 7)])
+def test_the_interval_is_wilsons(right, n):
+    said = ["no match"] * right + ["match"] * (n - right)
+    numbers = review_numbers(pd.DataFrame({"label": 1, "verdict_1": said, "verdict_2": said}))
+    z, p = 1.959963984540054, right / n
+    middle, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    ends = [(middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)]
+    assert np.allclose([numbers["right_low"], numbers["right_high"]], ends)
+
+
+def test_nothing_decided_has_no_share():
+    said = ["cannot tell"] * 3
+    numbers = review_numbers(pd.DataFrame({"label": 1, "verdict_1": said, "verdict_2": said}))
+    assert numbers["right_of_decided_share"] is None and numbers["right_share"] == 0
+    empty = review_numbers(pd.DataFrame({"label": [], "verdict_1": [], "verdict_2": []}))
+    assert empty["flags"] == 0 and empty["right_share"] is None
+
+
+def test_a_sheet_is_refused_where_it_would_not_be_whole(tmp_path, pairs, queue):
+    once = tmp_path / "once.jsonl"
+    import_reviews(marks_json(tmp_path / "a.json", queue, dict.fromkeys(range(6), "match")), once, pairs)
+    with pytest.raises(ProdsimError, match="6 of 6 pairs lack a first or a second reading: pair-"):
+        review_sheet(queue, once)
+    trail = read_twice(tmp_path, pairs, queue, ["match"] * 6, ["match"] * 6)
+    with pytest.raises(ProdsimError, match="label 1, but the trail says 0"):
+        review_sheet(queue.assign(label=1 - queue["label"]), trail)
+    with pytest.raises(ProdsimError, match="was not made from these pairs"):
+        review_sheet(queue, trail, pairs.select(range(7, -1, -1)))
+    sheet = review_sheet(queue, trail)
+    with pytest.raises(ProdsimError, match="column verdict_2 must be there and hold match, no match, cannot tell"):
+        outcomes(sheet.assign(verdict_2="maybe"))
+    with pytest.raises(ProdsimError, match="column label must be there"):
+        outcomes(sheet.drop(columns="label"))
+
+
+@pytest.fixture
+def reviewed():
+    "The committed review: sheet and trail."
+    folder = RESULTS / "reviews"
+    return pd.read_csv(folder / "abt-buy.test.csv", keep_default_na=False), folder / "abt-buy.test.jsonl"
+
+
+def test_the_stored_reviews_numbers_follow_from_its_trail(reviewed):
+    sheet, trail = reviewed
+    said = {(e["pair_id"], e["reading"]): e for e in map(json.loads, trail.read_text().splitlines())}
+    assert len(said) == 2 * len(sheet) == 100 and sheet["pair_id"].is_unique and sheet["doubt"].is_monotonic_decreasing
+    for row in sheet.to_dict("records"):
+        for reading in (1, 2):
+            entry = said[row["pair_id"], reading]
+            assert entry["old"] == row["label"]
+            for name in ("who", "verdict", "words"):
+                assert entry[name] == row[f"{name}_{reading}"]
+    pairs_told = [(said[k, 1]["verdict"], said[k, 2]["verdict"]) for k in sheet["pair_id"]]
+    alike = [a for a, b in pairs_told if a == b]
+    new = {"match": 1, "no match": 0}
+    right = sum(a == b and a in new and new[a] != y for (a, b), y in zip(pairs_told, sheet["label"], strict=True))
+    numbers = review_numbers(sheet)
+    assert numbers["flags"] == 50 and numbers["right"] == right == 1
+    assert numbers["decided"] == sum(a in new for a in alike) == 43
+    assert numbers["agreement"]["agree"] == len(alike) / 50 == 49 / 50
+    assert numbers["agreement"]["kappa"] == pytest.approx(cohen_kappa_score(*zip(*pairs_told, strict=True)))
+    assert numbers["by_label"]["match"]["label confirmed"] == 31
+    assert sheet["rank"][outcomes(sheet) == "label contradicted"].tolist() == [7]
+    assert review_sheet(sheet, trail)["verdict_2"].tolist() == sheet["verdict_2"].tolist()
+
+
+def test_the_stored_review_speaks_of_the_stored_pairs(reviewed):
+    sheet, _ = reviewed
+    (path,) = (RESULTS / "pairs").glob("abt-buy.test.*.csv.gz")
+    stored = pd.read_csv(path, dtype={"left_id": str, "right_id": str}).loc[sheet["row"]]
+    for name in ("left_id", "right_id", "label"):
+        assert stored[name].astype(str).tolist() == sheet[name].astype(str).tolist()
+
+
+@pytest.mark.data
+def test_the_stored_review_speaks_of_the_published_texts(reviewed):
+    sheet, trail = reviewed
+    test = load_pairs("abt-buy")["test"]
+    pd.testing.assert_frame_equal(review_sheet(sheet, trail, test), sheet, check_dtype=False)
 
 
 def test_imports_at_once_lose_nothing(tmp_path, pairs, queue):
