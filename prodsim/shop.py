@@ -266,7 +266,7 @@ EDITIONS = {"en": ("", "", "", " Pro", " Plus", " Lite", " Max", " SE", " Air", 
 # %% ../nbs/21_shop.ipynb #9ba601cd
 def _stream(
     seed: int,  # the shop's seed
-    part: str,  # "lexicon", "catalogue", "sellers", "offers", "pairs": a new part takes a new name
+    part: str,  # "lexicon", "catalogue", "sellers", "offers", "ids", "pairs": a new part takes a new name
 ) -> np.random.Generator:  # independent of every other part's stream
     "The random stream of one part of the shop: a part added later cannot move what an earlier part drew."
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(zlib.crc32(part.encode()),)))
@@ -676,7 +676,8 @@ def _offers(
             offer, done = write_offer(product, seller, knobs, draw, language, spell)
             rows.append((product["id"], seller["seller"], *offer.values()))
             truth.append(tuple(done.values()))
-    ids = [f"o{i:07d}" for i in range(len(rows))]
+    # Numbers dealt out at random: consecutive ones would stand side by side for the offers of one product.
+    ids = [f"o{i:07d}" for i in _stream(seed, "ids").permutation(len(rows))]
     offers = pd.DataFrame(rows, columns=["product_id", "seller", *ATTRIBUTES])
     offers.insert(0, "id", ids)
     done = pd.DataFrame(truth, columns=list(_OPERATIONS))

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import f1_score, precision_recall_curve, roc_auc_score
 
 from prodsim import shop
 from prodsim.core import ProdsimError
@@ -140,6 +140,28 @@ def test_history_and_position_do_not_tell_the_label():
         areas.append([roc_auc_score(test["label"], f) for f in features])
     # With 144 matches among 800 pairs one area strays by 0.026, the mean of four by 0.013.
     assert np.abs(np.mean(areas, axis=0) - 0.5).max() < 0.05
+
+
+def test_offer_ids_do_not_tell_the_label():
+    areas, gains = [], []
+    for seed in range(2000, 2004):
+        made = shop.simulate(seed=seed)
+        assert made.offers["id"].is_unique
+        numbers = {name: int(name[1:]) for name in made.offers["id"]}
+        assert sorted(numbers.values()) == list(range(len(made.offers)))
+        distance, label = {}, {}
+        for split in ("train", "test"):
+            ids = made.pairs[split]["left_id"], made.pairs[split]["right_id"]
+            distance[split] = np.array([abs(numbers[a] - numbers[b]) for a, b in zip(*ids, strict=True)])
+            label[split] = np.array(made.pairs[split]["label"])
+        areas.append(roc_auc_score(label["test"], -distance["test"]))
+        # the rule "ids that stand close together are one product", its best distance chosen on train
+        precision, recall, at = precision_recall_curve(label["train"], -distance["train"])
+        near = -at[np.argmax(precision[:-1] * recall[:-1] / np.maximum(precision[:-1] + recall[:-1], 1e-9))]
+        blind = f1_score(label["test"], np.ones(len(label["test"])))
+        gains.append(f1_score(label["test"], distance["test"] <= near) - blind)
+    assert abs(np.mean(areas) - 0.5) < 0.05
+    assert np.mean(gains) < 0.02
 
 
 def test_presets_are_ordered_and_bracket_the_real_sets_on_unseen_seeds():
