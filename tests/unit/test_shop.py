@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, precision_recall_curve, roc_auc_score
 
-from prodsim import shop
+from prodsim import anchors, shop
 from prodsim.core import ProdsimError
 from prodsim.data import load_pairs, seen_status
 from prodsim.evaluation import lexical_scores
@@ -36,7 +36,7 @@ def fingerprint(made):
 
 
 def lexical_ap(pairs):
-    return shop.measure_pairs(pairs, scorers={"lexical": lexical_scores})["lexical_ap"]
+    return anchors.measure_pairs(pairs, scorers={"lexical": lexical_scores})["lexical_ap"]
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,9 @@ def test_presets_are_ordered_and_bracket_the_real_sets_on_unseen_seeds():
     rows = [
         {
             "preset": name,
-            **shop.measure_pairs(shop.simulate(seed=seed, difficulty=name).pairs, scorers={"lexical": lexical_scores}),
+            **anchors.measure_pairs(
+                shop.simulate(seed=seed, difficulty=name).pairs, scorers={"lexical": lexical_scores}
+            ),
         }
         for name in shop.DIFFICULTIES
         for seed in UNSEEN
@@ -176,9 +178,9 @@ def test_presets_are_ordered_and_bracket_the_real_sets_on_unseen_seeds():
     means = pd.DataFrame(rows).groupby("preset").mean()
     easy, medium, hard = (means.loc[name, "lexical_ap"] for name in ("easy", "medium", "hard"))
     assert easy > medium + 0.05 and medium > hard + 0.05
-    stored = pd.DataFrame(shop.read_anchors()["rows"])
-    real = stored[stored["data"].isin(shop.ANCHORS) & (stored["split"] == "test")]
-    assert len(real) == len(shop.ANCHORS)
+    stored = pd.DataFrame(anchors.read_anchors()["rows"])
+    real = stored[stored["data"].isin(anchors.ANCHORS) & (stored["split"] == "test")]
+    assert len(real) == len(anchors.ANCHORS)
     for key in ("match_share", "title_overlap_matches", "title_overlap_nonmatches", "title_tokens", "lexical_ap"):
         assert means[key].min() < real[key].min() and real[key].max() < means[key].max(), key
 
@@ -186,9 +188,9 @@ def test_presets_are_ordered_and_bracket_the_real_sets_on_unseen_seeds():
 def test_the_stored_anchors_are_what_the_real_files_say():
     if not os.environ.get("PRODSIM_DATA"):
         pytest.skip("PRODSIM_DATA is not set: the stored anchors are not recomputed")
-    stored = pd.DataFrame(shop.read_anchors()["rows"])
+    stored = pd.DataFrame(anchors.read_anchors()["rows"])
     stored = stored[stored["split"] == "test"].set_index("data").loc["wdc-cameras:small"]
-    now = shop.measure_pairs(load_pairs("wdc-cameras:small"), scorers={"lexical": lexical_scores})
+    now = anchors.measure_pairs(load_pairs("wdc-cameras:small"), scorers={"lexical": lexical_scores})
     assert {k: stored[k] for k in now} == pytest.approx(now, abs=1e-6)
 
 
@@ -299,7 +301,7 @@ def test_chinese_shop_is_chinese():
         (lambda: shop.load("hard-"), "no variant"),
         (lambda: shop.load("hard-x"), "no variant"),
         (lambda: load_pairs("shop:7-hard"), "no variant"),
-        (lambda: shop.measure_pairs(shop.simulate(**SMALL).pairs, split="dev"), "no split 'dev'"),
+        (lambda: anchors.measure_pairs(shop.simulate(**SMALL).pairs, split="dev"), "no split 'dev'"),
     ],
 )
 def test_bad_arguments_are_named_in_one_line(call, says):
