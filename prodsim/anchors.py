@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from .core import ProdsimError
-from .shop import _TOKEN, tokens
+from .shop import TOKEN, tokens
 
 # %% ../nbs/22_anchors.ipynb #36ab5cb7
 ANCHORS = (
@@ -53,15 +53,15 @@ def measure_pairs(
         for prefix, sides in (("title_", title), ("", whole))
     }
     # Model numbers are new words in every set; the long tail that counts is that of words without digits.
-    found = (_TOKEN.findall(" ".join(r).lower()) for r in dict.fromkeys(map(tuple, records)))
+    found = (TOKEN.findall(" ".join(r).lower()) for r in dict.fromkeys(map(tuple, records)))
     counts = Counter(w for ws in found for w in ws if not any(c.isdigit() for c in w))
     out = {"pairs": len(label), "match_share": label.mean()}
     for prefix, o in overlap.items():
         out |= {f"{prefix}overlap_matches": o[label].mean(), f"{prefix}overlap_nonmatches": o[~label].mean()}
     out |= {
         "missing": np.mean([not v for r in records for v in r]),
-        "title_tokens": np.mean([len(_TOKEN.findall(r[0])) for r in records]),
-        "tokens": np.mean([len(_TOKEN.findall(" ".join(r))) for r in records]),
+        "title_tokens": np.mean([len(TOKEN.findall(r[0])) for r in records]),
+        "tokens": np.mean([len(TOKEN.findall(" ".join(r))) for r in records]),
         "vocabulary": len(counts),
         "seen_once": np.mean([n == 1 for n in counts.values()]),
     }
