@@ -208,7 +208,8 @@ def _verified(
         named = both @ names.astype(np.float32) > 0
         telling = same_price | named | (same_words & (np.diff(both.indptr) >= 8))
         passed = telling & same_words
-        open_ = ~same_words & (similarity >= 0.35) & ((under > 1e-3) | (over <= LEFT_OUT))
+        # what the fuller side has alone may still be a misspelling of a word that both have: read it up to a half
+        open_ = ~same_words & (similarity >= 0.35) & ((under > 1e-3) | (over <= 0.5))
         open_ &= telling | (digits[a] == digits[b]) & (under > 1e-3)
         for k in np.flatnonzero(open_):
             left, right = (codes[starts[i] : starts[i + 1]].tolist() for i in (a[k], b[k]))
@@ -268,6 +269,8 @@ def _misspelt(a: str, b: str, spread_a: int, spread_b: int) -> bool:
     least = min(len(a), len(b))
     if least < 4 or abs(len(a) - len(b)) > 2 or any(c.isdigit() for c in a + b):
         return False
+    if sorted(a) == sorted(b) and least > 4 and OSA.distance(a, b, score_cutoff=1) == 1:
+        return True  # two neighbouring letters changed over: hardly ever two words, however often it was typed so
     if min(spread_a, spread_b) > max(2, 0.1 * max(spread_a, spread_b)):
         return False  # a misspelling is much rarer than its word; black and slack are two words
     return OSA.distance(a, b, score_cutoff=2) <= (1 if least < 8 else 2)
