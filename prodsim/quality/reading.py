@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'SHOWN', 'advice', 'finding', 'shortened', 'read_leniently', 'rater_columns', 'open_for_audit', 'read_head',
-           'record_table', 'all_places', 'exact_keys', 'record_example', 'pair_example', 'record_texts_of']
+           'exact_keys', 'record_table', 'all_places', 'record_example', 'pair_example', 'record_texts_of']
 
 # %% ../../nbs/quality/10_reading.ipynb #899876e8
 import csv
@@ -431,6 +431,13 @@ def _whole_pairs(table: pd.DataFrame, split: str, problems: list[dict]) -> pd.Da
     columns["row"] = pd.Series(np.flatnonzero(keep))
     return pd.DataFrame(columns)
 
+
+def exact_keys(
+    records: pd.DataFrame,  # attributes alone
+) -> list[str]:  # one per record
+    "A name for each record's content, the same wherever the record stands (see `record_ids`)."
+    return record_ids(Dataset.from_dict({f"left_{n}": list(records[n]) for n in records}), "left")
+
 # %% ../../nbs/quality/10_reading.ipynb #a7105fc4
 def record_table(
     kind: str,  # "pairs" or "records"
@@ -469,13 +476,6 @@ def all_places(
     "Every place where a record stands: what is wrong with it is to be mended in all of them."
     groups = _stacked(tables).groupby("key", sort=False)["where"].agg(list)
     return {places[0]: places for places in groups}
-
-
-def exact_keys(
-    records: pd.DataFrame,  # attributes alone
-) -> list[str]:  # one per record
-    "A name for each record's content, the same wherever the record stands (see `record_ids`)."
-    return record_ids(Dataset.from_dict({f"left_{n}": list(records[n]) for n in records}), "left")
 
 
 def record_example(
