@@ -113,7 +113,9 @@ def _audit(
     as_json: Json = False,
 ) -> None:
     "Find what is wrong with pairs or offers before a model is trained or measured on them."
-    from prodsim.quality.audit import LEVELS, audit_data, read_probabilities, write_html
+    from prodsim.quality.audit import audit_data, write_html
+    from prodsim.quality.labels import read_probabilities
+    from prodsim.quality.reading import LEVELS
 
     if fail_on is not None and fail_on not in LEVELS:
         raise ProdsimError(f"--fail-on {fail_on}: choose one of {', '.join(LEVELS[::-1])}")
@@ -155,7 +157,7 @@ def _audit(
 def _frozen_encoder(name: str) -> tuple:
     "Functions that embed texts and count their tokens; where the default encoder cannot be had or cannot read: TF-IDF."
     from prodsim.encoders import DEFAULT_MODEL, UNKNOWN_LIMIT, pretrained, resolve_model, unknown_share
-    from prodsim.quality.audit import tfidf_embed
+    from prodsim.quality.labels import tfidf_embed
 
     try:
         encoder = pretrained(resolve_model(DEFAULT_MODEL if name == "default" else name), names=("text",))
