@@ -392,20 +392,30 @@ def _take(part: Dataset, rows: Sequence[int]) -> Dataset:
 def deduplicate(
     pairs: DatasetDict | Dataset,  # labelled pairs
     across: bool = False,  # also drop from train what stands in valid or test, and from valid what stands in test
+    keys: DatasetDict | Dataset | None = None,  # left_key, right_key of each row: near-duplicates (audit's `pair_keys`)
 ) -> tuple[DatasetDict | Dataset, pd.DataFrame]:  # without repeats; dropped: split, row, label, kept_split, kept_row
     """Keep the first of equal pairs with equal labels.
 
-    Records are compared by `record_keys`, in either order. Of a pair with both labels one row of each stays: see
-    `resolve_conflicts`. The test split loses only what it repeats itself."""
+    Records are compared by `record_keys`, or by `keys` where they are given, in either order. Of a pair with both labels one row of each stays: see
+    `resolve_conflicts`. The test split loses only what it repeats itself. Raises ProdsimError unless there is one key per
+    record."""
     parts = dict(pairs) if isinstance(pairs, DatasetDict) else {"": pairs}
     order = [name for name in ("test", "valid", "train") if name in parts]
     order += [name for name in parts if name not in order]
+    named = dict(keys) if isinstance(keys, DatasetDict) else {"": keys}
     first: dict[tuple, tuple[str, int]] = {}
     kept, dropped = {}, []
     for name in order:
         own = first if across else {}
         rows = []
-        for row, key in enumerate(zip(_pair_keys(parts[name]), parts[name]["label"], strict=True)):
+        ends = _pair_keys(parts[name])
+        if keys is not None:
+            if len(given := named.get(name, ())) != len(ends):
+                raise ProdsimError(
+                    f"{len(given)} keys for the {len(ends)} pairs of {name!r}: there must be one per pair"
+                )
+            ends = [frozenset(both) for both in zip(given["left_key"], given["right_key"], strict=True)]
+        for row, key in enumerate(zip(ends, parts[name]["label"], strict=True)):
             if key in own:
                 dropped.append((name, row, key[1], *own[key]))
             else:
