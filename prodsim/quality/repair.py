@@ -396,9 +396,9 @@ def deduplicate(
 ) -> tuple[DatasetDict | Dataset, pd.DataFrame]:  # without repeats; dropped: split, row, label, kept_split, kept_row
     """Keep the first of equal pairs with equal labels.
 
-    Records are compared by `record_keys`, or by `keys` where they are given, in either order. Of a pair with both labels one row of each stays: see
-    `resolve_conflicts`. The test split loses only what it repeats itself. Raises ProdsimError unless there is one key per
-    record."""
+    Records are compared by `record_keys`, or by `keys` where they are given, in either order. Of a pair with both
+    labels one row of each stays: see `resolve_conflicts`. The test split loses only what it repeats itself. Raises
+    ProdsimError unless there is one key per record."""
     parts = dict(pairs) if isinstance(pairs, DatasetDict) else {"": pairs}
     order = [name for name in ("test", "valid", "train") if name in parts]
     order += [name for name in parts if name not in order]
