@@ -121,8 +121,8 @@ def inject(
 
     The truth has a line per changed cell (`before` holds the value), per added row (`source`: what it copies, as
     "test 12"), and per removed row (its `row` in the pairs that came in). Faults are applied in the order of `FAULTS`,
-    so that a copied row can get another label. Raises ProdsimError for unknown faults, shares outside 0 to 1 and lacking
-    splits."""
+    so that a copied row can get another label. Raises ProdsimError for unknown faults, shares outside 0 to 1 and
+    lacking splits."""
     for name, share in faults.items():
         if name not in FAULTS:
             raise ProdsimError(f"no fault {name!r}; there is {', '.join(FAULTS)}")
