@@ -10,7 +10,7 @@ config = ConfigParser(delimiters=["="], inline_comment_prefixes=None)
 config.read(HERE / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 EXTRAS = ("offline", "translate", "wandb", "dev")
-RESULT_FILES = ("faults/*.json", "faults/*.csv.gz", "*.json", "*.jsonl", "*.toml", "*/*.gz", "*/*.json")
+RESULT_FILES = ("*.json", "*.jsonl", "*.toml", "*/*.gz", "*/*.json")
 minors = range(int(cfg["min_python"].split(".")[1]), int(cfg["max_python"].split(".")[1]) + 1)
 
 setup(
