@@ -16,10 +16,10 @@ from prodsim.quality.faults import (
     found_table,
     inject,
     results_of,
-    retype,
     run_laboratory,
     run_worth,
     store_laboratory,
+    type_again,
     worth_table,
 )
 from prodsim.quality.repair import clean_text
@@ -72,8 +72,8 @@ def test_text_faults_change_the_text_and_can_be_undone(text):
     rng = np.random.default_rng(0)
     broken = break_encoding(text, rng)
     assert broken != text and clean_text(broken) != broken
-    assert retype(text, rng) != text
-    assert sorted("".join(comparison_words(retype(text, rng)))) == sorted("".join(comparison_words(text)))
+    assert type_again(text, rng) != text
+    assert sorted("".join(comparison_words(type_again(text, rng)))) == sorted("".join(comparison_words(text)))
 
 
 def test_a_stored_run_is_recomputed_and_a_changed_score_noticed(tmp_path):
