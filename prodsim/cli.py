@@ -113,7 +113,9 @@ def _audit(
     as_json: Json = False,
 ) -> None:
     "Find what is wrong with pairs or offers before a model is trained or measured on them."
-    from prodsim.quality.audit import LEVELS, audit_data, read_probabilities, write_html
+    from prodsim.quality.audit import audit_data, write_html
+    from prodsim.quality.labels import read_probabilities
+    from prodsim.quality.reading import LEVELS
 
     if fail_on is not None and fail_on not in LEVELS:
         raise ProdsimError(f"--fail-on {fail_on}: choose one of {', '.join(LEVELS[::-1])}")
@@ -155,7 +157,7 @@ def _audit(
 def _frozen_encoder(name: str) -> tuple:
     "Functions that embed texts and count their tokens; where the default encoder cannot be had or cannot read: TF-IDF."
     from prodsim.encoders import DEFAULT_MODEL, UNKNOWN_LIMIT, pretrained, resolve_model, unknown_share
-    from prodsim.quality.audit import tfidf_embed
+    from prodsim.quality.labels import tfidf_embed
 
     try:
         encoder = pretrained(resolve_model(DEFAULT_MODEL if name == "default" else name), names=("text",))
@@ -692,3 +694,41 @@ def _augment(
     more = augment_pairs(pairs["train"], seed, copies=copies, negatives=negatives, lexicon=load_lexicon(lexicon))
     save_pairs(DatasetDict({**pairs, "train": more}), out)
     print(f"{out}: {len(pairs['train']):,} training pairs became {len(more):,}")
+
+
+@app.command("faults")
+def _faults(
+    data: Annotated[str, typer.Argument(help="pairs; {seed} in the name stands for each seed: 'shop:hard-{seed}'")],
+    out: Annotated[Path, typer.Option(help="folder for NAME.json, scores and flags")],
+    seeds: Annotated[str, typer.Option(help="of faults and folds, by commas")] = "0,1,2",
+    worth: Annotated[bool, typer.Option("--worth", help="inject nothing: measure what repair is worth here")] = False,
+    model: Annotated[str, typer.Option(help="frozen encoder; tfidf for none")] = "default",
+    as_json: Json = False,
+) -> None:
+    "Inject known faults: did the audit find them, what F1 did they cost, what did the repair give back?"
+    from prodsim.data import load_pairs, registry
+    from prodsim.evidence import note_look
+    from prodsim.quality import faults as laboratory
+
+    numbers = [int(seed) if seed.strip().isdigit() else None for seed in seeds.split(",")]
+    if None in numbers or len(set(numbers)) < len(numbers):
+        raise ProdsimError(f"--seeds {seeds}: different whole numbers with commas between them, as in 0,1,2")
+    embed = (_frozen_encoder(model)[0] if model != "tfidf" else None) or laboratory.tfidf_embed
+    embed = embed if embed is laboratory.tfidf_embed else laboratory.remember(embed)
+    why = "worth of repair" if worth else "fault laboratory: F1 lost and given back"
+    runs = {}
+    for seed in numbers:
+        name = data.replace("{seed}", str(seed))
+        pairs = load_pairs(name)
+        if name.partition(":")[0] in set(registry()["dataset"]):
+            note_look(name, f"cheap classifier, seed {seed}", why)
+        runs[seed] = pairs, (laboratory.run_worth if worth else laboratory.run_laboratory)(pairs, embed, seed=seed)
+    command = f"prodsim faults '{data}' --seeds {seeds}{' --worth' * worth} --model {model} --out {out}"
+    result = laboratory.store_laboratory(out, data, runs, command)
+    tables = [laboratory.worth_table([result])] if worth else []
+    tables = tables or [laboratory.fault_table([result]), laboratory.found_table([result])]
+    if as_json:
+        _print_json({"name": result["name"], "tables": [json.loads(t.to_json(orient="records")) for t in tables]})
+        return
+    for table in tables:
+        _print_table(table.drop(columns="data").to_dict("records"), list(table.columns[1:7]))

@@ -10,11 +10,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from sentence_transformers.base.sampler import DefaultBatchSampler
 
 from .core import ProdsimError
+from .data import components
 from .losses import supervised_contrastive
 
 # %% ../nbs/45_contrastive.ipynb #f9e1be1d
@@ -34,8 +33,7 @@ def match_groups(
     if not matches:
         raise ProdsimError("contrastive training needs matches: no two records of the training pairs are one product")
     a, b = np.array(matches).T
-    graph = coo_matrix((np.ones(len(a)), (a, b)), shape=(len(number), len(number)))
-    groups = connected_components(graph, directed=False)[1]
+    groups = components(len(number), a, b)
     return [text for _, text in number], groups, np.array([side for side, _ in number])
 
 # %% ../nbs/45_contrastive.ipynb #6f15c55a

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'FORMATS', 'stream_pairs', 'stream_records', 'registry', 'cache_folder', 'fetch', 'catalog', 'load_pairs',
-           'load_records', 'load_events', 'attributes', 'record_ids', 'unique_records', 'seen_status', 'repeated_pairs',
-           'data_hash', 'save_pairs']
+           'load_records', 'load_events', 'attributes', 'record_ids', 'unique_records', 'components', 'seen_status',
+           'repeated_pairs', 'data_hash', 'save_pairs']
 
 # %% ../nbs/20_data.ipynb #1d56fb91
 import codecs
@@ -19,7 +19,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from importlib import metadata, resources
 from itertools import chain, islice
@@ -30,6 +30,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from .core import ProdsimError, atomic_file, hash_text
 
@@ -862,6 +864,20 @@ def _known(pairs: DatasetDict, split: str) -> list[Dataset]:
     if split not in pairs:
         raise ProdsimError(f"no split {split!r}; there is {', '.join(pairs)}")
     return [pairs[name] for name in ("train", "valid") if name in pairs and name != split]
+
+
+def components(
+    n: int,  # number of nodes
+    left: Sequence[int] | np.ndarray,  # one end of each edge, 0 … n-1
+    right: Sequence[int] | np.ndarray,  # its other end
+) -> np.ndarray:  # (n,) number of each node's connected component
+    """Connected components of a graph (scipy): records joined by matches, say, are one product.
+
+    They are counted in order of their first nodes, so that the same edges give the same numbers with every version."""
+    graph = coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(n, n))
+    found = connected_components(graph, directed=False)[1]
+    _, first, number = np.unique(found, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[number]
 
 
 def seen_status(

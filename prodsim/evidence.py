@@ -27,7 +27,7 @@ import prodsim
 from .core import ProdsimError, atomic_file, colors, machine, revision, write_json
 from .data import data_hash, load_pairs, seen_status
 from .evaluation import best_threshold, lexical_scores, report
-from .quality.audit import one_to_one_scores
+from .quality.leakage import one_to_one_scores
 
 # %% ../nbs/60_evidence.ipynb #236590de
 RESULTS = Path(prodsim.__file__).parent / "results"  # package data: what commands wrote

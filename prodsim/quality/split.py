@@ -17,11 +17,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, concatenate_datasets
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from ..core import ProdsimError, hash_text
-from ..data import SPLITS, attributes, data_hash, record_ids
+from ..data import SPLITS, attributes, components, data_hash, record_ids
 
 # %% ../../nbs/quality/21_split.ipynb #7235395c
 def record_keys(
@@ -53,11 +51,7 @@ def group_records(
     mask = np.ones(len(left), bool) if joined is None else np.asarray(joined, bool)
     a = np.fromiter((number[x] for x in left), np.int64, len(left))[mask]
     b = np.fromiter((number[x] for x in right), np.int64, len(right))[mask]
-    graph = coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(len(names), len(names)))
-    component = connected_components(graph, directed=False)[1]
-    # numbered here, not by the library: the number of a component must be the same with every version of it
-    order: dict[int, int] = {}
-    return {name: order.setdefault(c, len(order)) for name, c in zip(names, component.tolist(), strict=True)}
+    return dict(zip(names, components(len(names), a, b).tolist(), strict=True))
 
 # %% ../../nbs/quality/21_split.ipynb #6d6a5181
 def partition(

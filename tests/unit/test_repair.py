@@ -437,3 +437,34 @@ def test_repair_labels_refuses_what_is_no_probability(doubtful):
         repair_labels(pairs, p, "delete")
     with pytest.raises(ProdsimError, match="one of them is missing"):
         repair_labels(unbalanced(3, 0), [0.5] * 3)
+
+
+def test_raters_decide_by_majority_and_bad_votes_are_named():
+    import pandas as pd
+
+    from prodsim.quality.repair import label_by_raters
+
+    table = pd.DataFrame(
+        {
+            "left_t": list("abcd"),
+            "label_ann": [1, 0, 1, None],
+            "label_bo": [1, 0, 0, None],
+            "label_cy": [0, 0, None, None],
+        }
+    )
+    kept, said = label_by_raters(table)
+    assert kept["left_t"].tolist() == ["a", "b"] and kept["label"].tolist() == [1, 0]
+    assert said["votes"].tolist() == [3, 3, 2, 0] and list(kept.columns) == ["left_t", "label"]
+    with pytest.raises(ProdsimError, match="row 1, column label_ann"):
+        label_by_raters(table.assign(label_ann=[1, "x", 1, 0]))
+    with pytest.raises(ProdsimError, match="no columns label_"):
+        label_by_raters(table[["left_t"]])
+
+
+def test_deduplicate_by_keys_of_ones_own():
+    pairs = Dataset.from_dict({"left_t": ["a", "b", "c"], "right_t": ["x", "y", "z"], "label": [1, 1, 0]})
+    keys = Dataset.from_dict({"left_key": ["1", "2", "1"], "right_key": ["2", "1", "2"]})
+    kept, dropped = deduplicate(pairs, keys=keys)
+    assert kept["left_t"][:] == ["a", "c"] and dropped["row"].tolist() == [1]
+    with pytest.raises(ProdsimError, match="2 keys for the 3 pairs"):
+        deduplicate(pairs, keys=keys.select([0, 1]))

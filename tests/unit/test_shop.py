@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import f1_score, precision_recall_curve, roc_auc_score
 
-from prodsim import shop
+from prodsim import anchors, shop
 from prodsim.core import ProdsimError
 from prodsim.data import load_pairs, seen_status
 from prodsim.evaluation import lexical_scores
@@ -36,7 +36,7 @@ def fingerprint(made):
 
 
 def lexical_ap(pairs):
-    return shop.measure_pairs(pairs, scorers={"lexical": lexical_scores})["lexical_ap"]
+    return anchors.measure_pairs(pairs, scorers={"lexical": lexical_scores})["lexical_ap"]
 
 
 @pytest.fixture(scope="module")
@@ -142,11 +142,35 @@ def test_history_and_position_do_not_tell_the_label():
     assert np.abs(np.mean(areas, axis=0) - 0.5).max() < 0.05
 
 
+def test_offer_ids_do_not_tell_the_label():
+    areas, gains = [], []
+    for seed in range(2000, 2004):
+        made = shop.simulate(seed=seed)
+        assert made.offers["id"].is_unique
+        numbers = {name: int(name[1:]) for name in made.offers["id"]}
+        assert sorted(numbers.values()) == list(range(len(made.offers)))
+        distance, label = {}, {}
+        for split in ("train", "test"):
+            ids = made.pairs[split]["left_id"], made.pairs[split]["right_id"]
+            distance[split] = np.array([abs(numbers[a] - numbers[b]) for a, b in zip(*ids, strict=True)])
+            label[split] = np.array(made.pairs[split]["label"])
+        areas.append(roc_auc_score(label["test"], -distance["test"]))
+        # the rule "ids that stand close together are one product", its best distance chosen on train
+        precision, recall, at = precision_recall_curve(label["train"], -distance["train"])
+        near = -at[np.argmax(precision[:-1] * recall[:-1] / np.maximum(precision[:-1] + recall[:-1], 1e-9))]
+        blind = f1_score(label["test"], np.ones(len(label["test"])))
+        gains.append(f1_score(label["test"], distance["test"] <= near) - blind)
+    assert abs(np.mean(areas) - 0.5) < 0.05
+    assert np.mean(gains) < 0.02
+
+
 def test_presets_are_ordered_and_bracket_the_real_sets_on_unseen_seeds():
     rows = [
         {
             "preset": name,
-            **shop.measure_pairs(shop.simulate(seed=seed, difficulty=name).pairs, scorers={"lexical": lexical_scores}),
+            **anchors.measure_pairs(
+                shop.simulate(seed=seed, difficulty=name).pairs, scorers={"lexical": lexical_scores}
+            ),
         }
         for name in shop.DIFFICULTIES
         for seed in UNSEEN
@@ -154,9 +178,9 @@ def test_presets_are_ordered_and_bracket_the_real_sets_on_unseen_seeds():
     means = pd.DataFrame(rows).groupby("preset").mean()
     easy, medium, hard = (means.loc[name, "lexical_ap"] for name in ("easy", "medium", "hard"))
     assert easy > medium + 0.05 and medium > hard + 0.05
-    stored = pd.DataFrame(shop.read_anchors()["rows"])
-    real = stored[stored["data"].isin(shop.ANCHORS) & (stored["split"] == "test")]
-    assert len(real) == len(shop.ANCHORS)
+    stored = pd.DataFrame(anchors.read_anchors()["rows"])
+    real = stored[stored["data"].isin(anchors.ANCHORS) & (stored["split"] == "test")]
+    assert len(real) == len(anchors.ANCHORS)
     for key in ("match_share", "title_overlap_matches", "title_overlap_nonmatches", "title_tokens", "lexical_ap"):
         assert means[key].min() < real[key].min() and real[key].max() < means[key].max(), key
 
@@ -164,9 +188,9 @@ def test_presets_are_ordered_and_bracket_the_real_sets_on_unseen_seeds():
 def test_the_stored_anchors_are_what_the_real_files_say():
     if not os.environ.get("PRODSIM_DATA"):
         pytest.skip("PRODSIM_DATA is not set: the stored anchors are not recomputed")
-    stored = pd.DataFrame(shop.read_anchors()["rows"])
+    stored = pd.DataFrame(anchors.read_anchors()["rows"])
     stored = stored[stored["split"] == "test"].set_index("data").loc["wdc-cameras:small"]
-    now = shop.measure_pairs(load_pairs("wdc-cameras:small"), scorers={"lexical": lexical_scores})
+    now = anchors.measure_pairs(load_pairs("wdc-cameras:small"), scorers={"lexical": lexical_scores})
     assert {k: stored[k] for k in now} == pytest.approx(now, abs=1e-6)
 
 
@@ -277,7 +301,7 @@ def test_chinese_shop_is_chinese():
         (lambda: shop.load("hard-"), "no variant"),
         (lambda: shop.load("hard-x"), "no variant"),
         (lambda: load_pairs("shop:7-hard"), "no variant"),
-        (lambda: shop.measure_pairs(shop.simulate(**SMALL).pairs, split="dev"), "no split 'dev'"),
+        (lambda: anchors.measure_pairs(shop.simulate(**SMALL).pairs, split="dev"), "no split 'dev'"),
     ],
 )
 def test_bad_arguments_are_named_in_one_line(call, says):

@@ -1,0 +1,59 @@
+"""Near-duplicates: typing is forgiven, a contradicting word is not."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prodsim.data import components
+from prodsim.quality.duplicates import comparison_words, near_duplicates
+from prodsim.shop import simulate
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        ("Sony WH-1000XM4 headphones", "sony headphones (wh 1000xm4)", True),
+        ("canon lbp2900 laser printer", "canon lbp2900 laser pritner", True),
+        ("caf&eacute; crème dg450 grinder", "Café creme ＤＧ４５０ grinder", True),
+        ("海尔 BCD-215 冰箱 白色", "海尔冰箱BCD215白色", True),
+        ("samsung 55tu7000 tv", "samsung 65tu7000 tv", False),
+        ("acme l100 lamp black", "acme l100 lamp white", False),
+        ("iphone 8 64gb a1905", "iphone 8 plus 64gb a1905", False),
+        ("海尔 BCD-215 冰箱 白色", "海尔 BCD-215 冰箱 黑色", False),
+        ("free standing freezer", "free standing fridge freezer", False),
+        ("", "", False),
+    ],
+)
+def test_near_duplicates_read_the_words(a, b, same):
+    texts = [" ".join(comparison_words(t)) for t in (a, b)]
+    assert len(near_duplicates(texts)) == same
+
+
+def test_near_duplicates_on_the_shop():
+    shop = simulate(products=400, seed=23, difficulty="medium")
+    titles = shop.offers["title"] + " " + shop.offers["description"].fillna("")
+    rng = np.random.default_rng(0)
+    chosen = [
+        i for i in rng.permutation(len(titles)) if any(c.isdigit() for c in titles[i]) and len(titles[i].split()) > 7
+    ][:120]
+    copies = []
+    for i in chosen:
+        words = titles[i].split()
+        j = int(rng.integers(len(words) - 1))
+        words[j], words[j + 1] = words[j + 1], words[j]
+        copies.append(" ".join(words).upper())
+    texts = [" ".join(comparison_words(t)) for t in [*titles, *copies]]
+    numbers = [*shop.offers["price"].fillna(""), *shop.offers["price"].fillna("").iloc[chosen]]
+    pairs = near_duplicates(texts, numbers)
+    product = np.array([*shop.offers["product_id"], *shop.offers["product_id"].iloc[chosen]])
+    assert (product[pairs["left"]] == product[pairs["right"]]).mean() >= 0.97
+    group = components(len(texts), pairs["left"].to_numpy(), pairs["right"].to_numpy())
+    assert (group[len(titles) :] == group[chosen]).mean() >= 0.95
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=60))
+def test_normalisation_is_idempotent(text):
+    words = comparison_words(text)
+    assert comparison_words(" ".join(words)) == words

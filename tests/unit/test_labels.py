@@ -1,0 +1,62 @@
+"""Label suspects and agreement of raters."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from prodsim.core import ProdsimError
+from prodsim.quality.labels import label_suspects, likeness, out_of_fold, pair_features, rater_agreement
+from prodsim.quality.reading import open_for_audit, rater_columns, record_table
+from prodsim.quality.values import column_kinds
+from prodsim.shop import simulate
+
+
+@pytest.fixture(scope="module")
+def little():
+    "Clean pairs of a small shop."
+    return simulate(products=300, seed=3, difficulty="easy", sizes=(400, 100, 150)).pairs
+
+
+def test_confident_learning_finds_what_was_turned():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 600)
+    x = y[:, None] * 2.0 + rng.normal(0, 0.5, (600, 3))
+    turned = rng.choice(600, 30, replace=False)
+    noisy = y.copy()
+    noisy[turned] = 1 - noisy[turned]
+    p = out_of_fold(x, noisy)
+    found = set(label_suspects(noisy, p).tolist())
+    assert len(found & set(turned.tolist())) >= 28 and len(found) <= 36
+    with pytest.raises(ProdsimError, match="too few"):
+        out_of_fold(x[:20], np.array([1] + [0] * 19))
+
+
+def test_pair_features_are_symmetric_in_likeness(little):
+    kind, tables, _, _ = open_for_audit(little)
+    kinds = column_kinds(record_table(kind, tables))
+    table = tables["train"].head(80).reset_index(drop=True)
+    swap = {c: c.replace("left", "LEFT").replace("right", "left").replace("LEFT", "right") for c in table}
+    features = pair_features(table, kinds)
+    turned = pair_features(table.rename(columns=swap)[list(table)], kinds)
+    assert np.isfinite(features).all()
+    alike = likeness({"train": table})["train"]
+    assert ((alike >= 0) & (alike <= 1)).all()
+    assert np.allclose(features, turned, atol=1e-2)
+
+
+def test_agreement_by_hand():
+    # Krippendorff (2011), "Computing Krippendorff's alpha-reliability", the example with four observers
+    data = np.array(
+        [
+            [1, 2, 3, 3, 2, 1, 4, 1, 2, np.nan, np.nan, np.nan],
+            [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, np.nan, 3],
+            [np.nan, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, np.nan],
+            [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, np.nan],
+        ]
+    ).T
+    ratings = pd.DataFrame(data, columns=list("abcd"))
+    for level, alpha in (("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849)):
+        assert round(rater_agreement(ratings, level)["alpha"], 3) == alpha
+    with pytest.raises(ProdsimError):
+        rater_agreement(ratings[["a"]])
+    assert rater_columns(pd.DataFrame({"r1": ["1", "x"], "r2": ["1", "2"]})) == []
