@@ -351,6 +351,13 @@ def test_package_has_a_queue_and_results(monkeypatch):
     if (RESULTS / "runs").exists():
         assert package_results(), f"{RESULTS / 'runs'} is empty: make results"
     used = {r[k] for r in stored() for k in ("pairs_file", "scores_file")}
+    for path in (RESULTS / "faults").glob("*.json"):  # of `prodsim faults`
+        used |= {
+            f"faults/{r[k]}"
+            for r in json.loads(path.read_text())["seeds"].values()
+            for k in ("scores", "flags")
+            if k in r
+        }
     kept = {str(p.relative_to(RESULTS)) for p in RESULTS.rglob("*.csv.gz")}
     assert kept == used, "every file of scores belongs to a result, and every result has its files"
 
