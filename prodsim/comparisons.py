@@ -165,7 +165,7 @@ def gram_weights(
     kind: str,  # "characters" (n-grams of two to four) or "words"
 ) -> np.ndarray:  # shape (262144,), float32: inverse document frequency of each hashed gram
     "What each gram is worth: the rarer, the more."
-    counts = _GRAMS[kind].transform(texts).getnnz(axis=0)
+    counts = np.maximum(_GRAMS[kind].transform(texts).getnnz(axis=0), 2)  # see `Comparer.weight`
     return (np.log((1 + len(texts)) / (1 + counts)) + 1).astype(np.float32)
 
 
@@ -194,12 +194,12 @@ class Comparer:
     @classmethod
     def fit(
         cls,
-        pairs: DatasetDict,  # splits train and, if there is one, valid: labels are not looked at
+        pairs: DatasetDict,  # the split train, whose labels are not looked at
         names: tuple[str, ...] | None = None,  # attributes, the title first; None: all, in the order of the data
     ) -> "Comparer":
         "Learn which attributes are numbers, and what each word is worth."
         names = tuple(names or attributes(pairs))
-        cells = {n: [v for s in ("train", "valid") if s in pairs for v in _cells(pairs[s], n)] for n in names}
+        cells = {n: _cells(pairs["train"], n) for n in names}
         known = {n: [v for v in set(values) if v] for n, values in cells.items()}
         numbers = tuple(n for n in names[1:] if known[n] and np.mean([amount(v) == amount(v) for v in known[n]]) >= 0.9)
         texts = tuple(n for n in names if n not in numbers)
@@ -213,7 +213,9 @@ class Comparer:
         word: str,  # as `words` gives it
     ) -> float:  # inverse document frequency, 0 for a word that is everywhere
         "What a word is worth."
-        return float(np.log((self.records + 1) / (self.seen_in.get(word, 0) + 1)))
+        # What two records share stands in two of them at least: counted so, a word of two new records weighs
+        # what it would if they were known, and a threshold holds for records never seen.
+        return float(np.log((self.records + 1) / (max(2, self.seen_in.get(word, 0)) + 1)))
 
     def compare(
         self,

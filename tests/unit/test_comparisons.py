@@ -164,3 +164,19 @@ def test_command_line(shop, tmp_path, capsys):
     assert '"average_precision"' in capsys.readouterr().out
     assert main([*train, "--epochs", "3"]) == 2
     assert "--epochs is of encoders" in capsys.readouterr().err
+
+
+def test_new_words_weigh_what_known_ones_do(shop):
+    # a model number of two new records must count like one that two training records share
+    comparer = Comparer.fit(shop)
+    shared = next(w for w, n in comparer.seen_in.items() if n == 2)
+    assert (
+        comparer.weight(shared)
+        == comparer.weight("never-seen-0815")
+        > comparer.weight(max(comparer.seen_in, key=comparer.seen_in.get))
+    )
+    known = pd.DataFrame({f"{s}_{k}": [None] for s in ("left", "right") for k in comparer.texts + comparer.numbers})
+    new = known.assign(left_title=["zyqx9042 kettle"], right_title=["kettle zyqx9042"])
+    known = known.assign(left_title=[f"{shared} kettle"], right_title=[f"kettle {shared}"])
+    column = "title.words.heaviest_common"
+    assert comparer.compare(new)[column].item() == comparer.compare(known)[column].item()
