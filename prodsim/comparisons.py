@@ -214,7 +214,7 @@ class Comparer:
     ) -> float:  # inverse document frequency, 0 for a word that is everywhere
         "What a word is worth."
         # What two records share stands in two of them at least: counted so, a word of two new records weighs
-        # what it would if they were known, and a threshold holds for records never seen.
+        # what it would if they were known.
         return float(np.log((self.records + 1) / (max(2, self.seen_in.get(word, 0)) + 1)))
 
     def compare(
