@@ -349,6 +349,11 @@ SYSTEMS = {
 TRAINED = ("comparisons", "cross-pairs", "bi", "cross")
 
 
+def _in_order(table: pd.DataFrame) -> list[str]:
+    "Data sets by name, the rebuilt disjoint ones last."
+    return sorted(set(table["data"]), key=lambda name: (name.endswith(":disjoint"), name))
+
+
 def markdown_table() -> str:  # for the README
     "The results on real data as a Markdown table, made from the stored runs alone."
     table = summary()
@@ -359,7 +364,7 @@ def markdown_table() -> str:  # for the README
         "| test split | pairs (matches) | " + " | ".join(SYSTEMS.get(s, s) for s in order) + " |",
         "|---" * (2 + len(order)) + "|",
     ]
-    for data in dict.fromkeys(table["data"]):
+    for data in _in_order(table):
         rows = table[table["data"] == data].set_index("system")
         cells = []
         for s in order:
@@ -377,15 +382,18 @@ def markdown_table() -> str:  # for the README
 def plot_summary(
     table: pd.DataFrame,  # what `summary` returns
 ):  # a matplotlib Figure: F1 and its 95 % interval, one panel per data set
-    "The table as a picture: fine-tuned systems in blue, the others in orange."
+    "The table as a picture: trained systems in blue, the others in orange."
     import matplotlib.pyplot as plt
 
     order = [s for s in SYSTEMS if s in set(table["system"])]
-    names = list(dict.fromkeys(table["data"]))
-    size = (3.1 * len(names) + 1.6, 0.42 * len(order) + 1.5)
-    figure, axes = plt.subplots(1, len(names), figsize=size, sharey=True, squeeze=False, layout="constrained")
-    axes = axes[0]
-    for axis, data in zip(axes, names, strict=True):
+    names = _in_order(table)
+    across = min(4, len(names))
+    down = -(-len(names) // across)
+    size = (2.4 * across + 2.0, (0.36 * len(order) + 1.1) * down)
+    figure, grid = plt.subplots(down, across, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axis in grid.flat[len(names) :]:
+        axis.set_visible(False)
+    for axis, data in zip(grid.flat, names, strict=False):
         rows = table[table["data"] == data].set_index("system")
         for y, system in enumerate(order):
             if system not in rows.index:
@@ -398,11 +406,12 @@ def plot_summary(
             axis.plot(100 * r["f1"], y, "o", color=colour)
             above = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 9}
             axis.annotate(f"{100 * r['f1']:.1f}", (100 * r["f1"], y), **above)
-        axis.set(xlabel="F1 × 100", xlim=(15, 100), ylim=(-0.5, len(order) - 0.3))
+        axis.set(xlabel="F1 × 100", xlim=(5, 105), ylim=(-0.5, len(order) - 0.3))
         axis.set_title(data, loc="left", fontsize=11)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_yticks(range(len(order)), [SYSTEMS[s] for s in order])
+    for axis in grid[:, 0]:
+        axis.set_yticks(range(len(order)), [SYSTEMS[s] for s in order])
     return figure
 
 # %% ../nbs/60_evidence.ipynb #68a63491
