@@ -15,10 +15,10 @@ from prodsim.comparisons import (
     compare_codes,
     compare_numbers,
     compare_words,
-    facts,
     load_comparisons,
     save_comparisons,
     squash,
+    text_facts,
     train_comparisons,
     words,
 )
@@ -53,7 +53,7 @@ def test_words_codes_and_amounts():
 @given(TEXT, TEXT)
 @settings(max_examples=60, deadline=None)
 def test_comparisons_have_no_left_and_right(a, b):
-    a, b = facts(a), facts(b)
+    a, b = text_facts(a), text_facts(b)
     for both, back in (
         (compare_words(a, b, lambda t: 1.5), compare_words(b, a, lambda t: 1.5)),
         (compare_codes(a, b), compare_codes(b, a)),
@@ -65,14 +65,14 @@ def test_comparisons_have_no_left_and_right(a, b):
 @given(TEXT)
 @settings(max_examples=60, deadline=None)
 def test_a_text_agrees_with_itself(text):
-    one = facts(text)
+    one = text_facts(text)
     found = compare_words(one, one, lambda t: 2.0)
     assert found["heaviest_alone"] == 0 and (not one.words or abs(found["smaller_share"] - 1) < 1e-9)
     assert compare_codes(one, one)["more_not_held"] == 0
 
 
 def test_model_numbers_decide_and_unknown_is_not_zero():
-    a, same, other, none = map(facts, ("LG LDF6920BB", "lg ldf-6920bb washer", "LG LDF6920ST", "LG dishwasher"))
+    a, same, other, none = map(text_facts, ("LG LDF6920BB", "lg ldf-6920bb washer", "LG LDF6920ST", "LG dishwasher"))
     assert compare_codes(a, same)["verdict"] == 1 and compare_codes(a, other)["verdict"] == -1
     assert compare_codes(a, none)["verdict"] == 0 and np.isnan(compare_codes(a, none)["closest"])
     assert np.isnan(compare_numbers(a, none)["overlap"])
