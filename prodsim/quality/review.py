@@ -117,7 +117,8 @@ def cross_fitted(
     (`out_of_fold` on `pair_features`), fitted on the other folds of all splits, each pair once.
 
     Raises ProdsimError for a split that is not there, and where labels are too few for the folds."""
-    from prodsim.quality.audit import column_kinds, out_of_fold, pair_features, tfidf_embed
+    from prodsim.quality.labels import out_of_fold, pair_features, tfidf_embed
+    from prodsim.quality.values import column_kinds
 
     if split not in pairs:
         raise ProdsimError(f"split {split!r}: the data have {', '.join(pairs)}")
@@ -129,7 +130,7 @@ def cross_fitted(
     names = attributes(pairs[split])
     records = [once[[f"{side}_{n}" for n in names]].set_axis(names, axis=1) for side in ("left", "right")]
     kinds = column_kinds(pd.concat(records, ignore_index=True).drop_duplicates())
-    features, _ = pair_features(once, kinds, embed or tfidf_embed)
+    features = pair_features(once, kinds, embed or tfidf_embed)
     found = out_of_fold(features, once["label"].to_numpy(dtype=int), folds, seed)
     of_pair = dict(zip(keys[~keys.duplicated()], found, strict=True))
     return np.array([of_pair[key] for key in keys[: len(pairs[split])]])

@@ -304,7 +304,7 @@ def test_bad_models_and_outputs(prodsim, trained, tiny_model, tmp_path):
         ("score", hollow, pairs, "--out", tmp_path / "s.csv"): "no weights",
         ("score", trained / "bi", pairs, "--out", tmp_path / "s.txt"): ".csv",
         ("score", trained / "bi", pairs, "--out", tmp_path / "mine"): "mine",
-        ("embed", trained / "cross", records, "--out", tmp_path / "e.npy"): "cross-encoder",
+        ("embed", trained / "cross", records, "--out", tmp_path / "e.npy"): "kind cross",
         ("embed", trained / "bi", records, "--out", tmp_path / "e.csv"): ".npy",
         ("embed", trained / "bi", records, "--out", tmp_path / "e.npy"): "line 3",
         ("train", data, "--model", empty, "--out", tmp_path / "m"): "no weights",
