@@ -73,7 +73,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
 @app.command("datasets")
 def _datasets(as_json: Json = False) -> None:
     "List the registered data sets: kind, size, licence, and whether they are cached."
-    from prodsim.data import catalog
+    from prodsim.registry import catalog
 
     rows = [{k: (None if v != v else v) for k, v in row.items()} for row in catalog().to_dict("records")]
     if as_json:
@@ -85,7 +85,7 @@ def _datasets(as_json: Json = False) -> None:
 @app.command("fetch")
 def _fetch(name: Annotated[str, typer.Argument(help="a registered name")]) -> None:
     "Download a data set into the cache (PRODSIM_DATA), check its hashes, print its folder."
-    from prodsim.data import fetch as fetch_files
+    from prodsim.registry import fetch as fetch_files
 
     print(fetch_files(name, progress=_show_progress(False)))
 
@@ -310,13 +310,14 @@ def _evaluate(
     as_json: Json = False,
 ) -> None:
     "Measure a model at its threshold: F1, average precision, 95 % intervals, by seen records, pairs per second."
-    from prodsim.data import load_pairs, registry
+    from prodsim.data import load_pairs
+    from prodsim.registry import is_registered
     from prodsim.evidence import evaluate as measure
     from prodsim.evidence import note_look
 
     pairs = load_pairs(data)
     opened = _open_model(model, pairs)
-    if split == "test" and data.split(":")[0] in set(registry()["dataset"]):
+    if split == "test" and is_registered(data):
         note_look(data, model, "prodsim evaluate")
     metrics, _ = measure(opened, pairs, split, seed, resamples, _show_progress(as_json))
     metrics = {"model": model, "data": data, **metrics}
@@ -706,7 +707,8 @@ def _faults(
     as_json: Json = False,
 ) -> None:
     "Inject known faults: did the audit find them, what F1 did they cost, what did the repair give back?"
-    from prodsim.data import load_pairs, registry
+    from prodsim.data import load_pairs
+    from prodsim.registry import is_registered
     from prodsim.evidence import note_look
     from prodsim.quality import faults as laboratory
 
@@ -720,7 +722,7 @@ def _faults(
     for seed in numbers:
         name = data.replace("{seed}", str(seed))
         pairs = load_pairs(name)
-        if name.partition(":")[0] in set(registry()["dataset"]):
+        if is_registered(name):
             note_look(name, f"cheap classifier, seed {seed}", why)
         runs[seed] = pairs, (laboratory.run_worth if worth else laboratory.run_laboratory)(pairs, embed, seed=seed)
     command = f"prodsim faults '{data}' --seeds {seeds}{' --worth' * worth} --model {model} --out {out}"

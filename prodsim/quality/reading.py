@@ -24,7 +24,8 @@ import pandas as pd
 from datasets import Dataset, DatasetDict
 
 from ..core import ProdsimError
-from ..data import SPLITS, load_pairs, load_records, record_ids, registry
+from ..data import SPLITS, load_pairs, load_records, record_ids
+from ..registry import registered_files
 
 # %% ../../nbs/quality/10_reading.ipynb #b6aa5ef0
 LEVELS = ("note", "warning", "error")  # from mild to grave
@@ -294,7 +295,7 @@ def _plain_text(table: Dataset | pd.DataFrame) -> pd.DataFrame:
 def _open_path(data: str | Path, problems: list[dict]) -> dict[str, pd.DataFrame]:
     path, name = Path(data), str(data)
     base = name.partition(":")[0]
-    known = registry()
+    known = registered_files()
     kinds = set(known[known["dataset"] == base]["kind"]) if not isinstance(data, Path) else set()
     if kinds and "pairs" not in kinds:
         return {"all": _plain_text(load_records(name))}

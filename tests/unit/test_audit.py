@@ -59,7 +59,7 @@ def test_facts_of_public_benchmarks(name):
 @pytest.mark.data
 @pytest.mark.long(30)
 def test_offers_and_ratings_of_public_sets():
-    from prodsim.data import cache_folder
+    from prodsim.registry import cache_folder
 
     path = cache_folder() / "chorus/Broad_Query_Set_individual_ratings.csv"
     graded = audit_data(path)

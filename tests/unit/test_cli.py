@@ -14,9 +14,10 @@ from little_shop import listing, little_pairs
 
 from prodsim import __version__
 from prodsim.cli import main
-from prodsim.data import catalog, save_pairs
+from prodsim.data import save_pairs
 from prodsim.encoders import load_model
 from prodsim.evaluation import pair_metrics
+from prodsim.registry import catalog
 
 PRODSIM = Path(sys.executable).with_name("prodsim")
 METRICS = {"f1", "precision", "recall", "average_precision", "n"}

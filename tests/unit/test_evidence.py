@@ -13,7 +13,7 @@ from little_shop import listing, little_pairs
 from prodsim import evidence
 from prodsim.cli import main
 from prodsim.core import ProdsimError
-from prodsim.data import data_hash, registry, save_pairs, seen_status
+from prodsim.data import data_hash, save_pairs, seen_status
 from prodsim.evaluation import best_threshold, lexical_scores, pair_metrics
 from prodsim.evidence import (
     RESULTS,
@@ -31,6 +31,7 @@ from prodsim.evidence import (
     stored,
     summary,
 )
+from prodsim.registry import is_registered
 
 
 def half_known_pairs():
@@ -347,7 +348,7 @@ def test_package_has_a_queue_and_results(monkeypatch):
     monkeypatch.delenv("PRODSIM_RESULTS")
     cells = queue()
     assert len(cells) >= 9 and len({c["name"] for c in cells}) == len(cells)
-    assert {c["data"].split(":")[0] for c in cells} <= set(registry()["dataset"])
+    assert all(is_registered(c["data"]) for c in cells)
     if (RESULTS / "runs").exists():
         assert package_results(), f"{RESULTS / 'runs'} is empty: make results"
     used = {r[k] for r in stored() for k in ("pairs_file", "scores_file")}
@@ -375,7 +376,7 @@ def test_stored_result_keeps_the_contract(path, monkeypatch):
         assert revision["clean"] is True and len(revision["commit"]) == 40, "made from a committed, clean tree"
     assert {"processor", "cores", "precision", "versions"} <= set(result["machine"])
     assert result["command"].startswith("prodsim ") and result["why"]
-    if result["metrics"]["split"] == "test" and result["data"].split(":")[0] in set(registry()["dataset"]):
+    if result["metrics"]["split"] == "test" and is_registered(result["data"]):
         looks = ledger()
         looks = looks[(looks["data"] == result["data"]) & (looks["what"] == result["name"])]
         assert len(looks), "a look at a registered test split that the ledger does not know"

@@ -11,10 +11,11 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from prodsim import data
+from prodsim import data, registry
 from prodsim.core import ProdsimError
-from prodsim.data import catalog, data_hash, load_pairs, repeated_pairs, save_pairs, seen_status
+from prodsim.data import data_hash, load_pairs, repeated_pairs, save_pairs, seen_status
 from prodsim.quality.split import disjoint, group_records, partition, record_keys, split_pairs, split_records
+from prodsim.registry import catalog
 
 
 def pairs_of(rows, **columns):
@@ -294,7 +295,7 @@ def test_disjoint_variant_of_names_files_and_folders(tmp_path, monkeypatch):
     pairs = DatasetDict(train=many(80, seed=1), valid=many(20, seed=2), test=many(20, seed=3))
     wanted = data_hash(disjoint(pairs))
     monkeypatch.setattr(
-        data, "_plugins", lambda: {"mine": type("Entry", (), {"load": lambda self: lambda variant: pairs})()}
+        data, "loader_plugins", lambda: {"mine": type("Entry", (), {"load": lambda self: lambda variant: pairs})()}
     )
     assert data_hash(load_pairs("mine:disjoint")) == data_hash(load_pairs("mine:small:disjoint")) == wanted
     save_pairs(pairs, tmp_path / "own")
@@ -319,10 +320,10 @@ def test_other_packages_can_add_variants(monkeypatch):
     entry = importlib.metadata.EntryPoint("half", "half_package:build", "prodsim.variants")
     monkeypatch.setitem(sys.modules, "half_package", type(sys)("half_package"))
     sys.modules["half_package"].build = lambda own: DatasetDict(test=own["test"].select(range(5)))
-    monkeypatch.setattr(data.metadata, "entry_points", lambda group: [entry] if group == "prodsim.variants" else [])
+    monkeypatch.setattr(registry.metadata, "entry_points", lambda group: [entry] if group == "prodsim.variants" else [])
     assert "abt-buy:half" in set(catalog()["name"])
     monkeypatch.setattr(
-        data, "_plugins", lambda: {"mine": type("Entry", (), {"load": lambda self: lambda variant: pairs})()}
+        data, "loader_plugins", lambda: {"mine": type("Entry", (), {"load": lambda self: lambda variant: pairs})()}
     )
     assert len(load_pairs("mine:half")["test"]) == 5
     sys.modules["half_package"].build = lambda own: 3
@@ -371,6 +372,6 @@ def test_rebuilt_benchmarks(name):
 
 def test_imports_point_down():
     "Data finds the builder by name, and reads nothing above itself until it is asked for."
-    code = "import sys, prodsim.data as d; d.catalog(); print([m for m in sys.modules if 'quality' in m])"
+    code = "import sys, prodsim.registry as d; d.catalog(); print([m for m in sys.modules if 'quality' in m])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
     assert done.stdout.strip() == "[]"
