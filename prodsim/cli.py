@@ -99,9 +99,10 @@ def _audit(
     fail_on: Annotated[
         str | None, typer.Option(help="exit with 1 where a finding of this level or worse is: error, warning or note")
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="encoder whose frozen embeddings help to find wrong labels; tfidf: none")
-    ] = "default",
+    model: Annotated[str, typer.Option(help="encoder whose tokens are counted; none: words are")] = "default",
+    frozen: Annotated[
+        bool, typer.Option("--frozen", help="its frozen embeddings help to find wrong labels, too")
+    ] = False,
     max_length: Annotated[int, typer.Option(min=8, help="tokens of a pair that the model to be trained reads")] = 256,
     probabilities: Annotated[
         Path | None,
@@ -121,10 +122,10 @@ def _audit(
         raise ProdsimError(f"--fail-on {fail_on}: choose one of {', '.join(LEVELS[::-1])}")
     if html is not None and (html.suffix != ".html" or html.is_dir()):
         raise ProdsimError(f"--html {html}: name a file that ends in .html")
-    embed, count_tokens = (None, None) if model == "tfidf" else _frozen_encoder(model)
+    embed, count_tokens = (None, None) if model == "none" else _frozen_encoder(model)
     report = audit_data(
         data,
-        embed,
+        embed if frozen else None,
         count_tokens,
         max_tokens=max_length,
         probabilities=None if probabilities is None else read_probabilities(probabilities),
@@ -155,23 +156,21 @@ def _audit(
 
 
 def _frozen_encoder(name: str) -> tuple:
-    "Functions that embed texts and count their tokens; where the default encoder cannot be had or cannot read: TF-IDF."
+    "Functions that embed texts and count their tokens; none where the default encoder cannot be had."
     from prodsim.encoders import DEFAULT_MODEL, UNKNOWN_LIMIT, pretrained, resolve_model, unknown_share
-    from prodsim.quality.labels import tfidf_embed
 
     try:
         encoder = pretrained(resolve_model(DEFAULT_MODEL if name == "default" else name), names=("text",))
     except ProdsimError as error:
         if name != "default":
             raise
-        print(f"prodsim: no frozen embeddings, TF-IDF in their place ({error})", file=sys.stderr)
+        print(f"prodsim: no encoder, words are counted and compared in its place ({error})", file=sys.stderr)
         return None, None
 
     def embed(texts: list[str]):
         share = unknown_share(texts, encoder.tokenizer)
         if share > UNKNOWN_LIMIT:
-            print(f"prodsim: the encoder does not know {share:.0%} of the tokens, TF-IDF in its place", file=sys.stderr)
-            return tfidf_embed(texts)
+            raise ProdsimError(f"{name}: the encoder does not know {share:.0%} of the tokens; choose another --model")
         return encoder.embed_texts(texts)
 
     def count_tokens(texts: list[str]) -> list[int]:
@@ -604,7 +603,7 @@ def _review_export(
         raise ProdsimError(f"--split {split}: {data} has {', '.join(pairs)}")
     part = pairs[split]
     given = doubts or probabilities
-    scores = read_doubts(given, len(part)) if given else cross_fitted(pairs, split, _frozen_encoder("default")[0])
+    scores = read_doubts(given, len(part)) if given else cross_fitted(pairs, split)
     queue = review_queue(part, scores if doubts else doubt(scores, part["label"]), n)
     export = export_html if out.suffix == ".html" else export_csv
     export(queue, out, blind=blind, seed=seed, reading=reading, who=who)
@@ -703,7 +702,7 @@ def _faults(
     out: Annotated[Path, typer.Option(help="folder for NAME.json, scores and flags")],
     seeds: Annotated[str, typer.Option(help="of faults and folds, by commas")] = "0,1,2",
     worth: Annotated[bool, typer.Option("--worth", help="inject nothing: measure what repair is worth here")] = False,
-    model: Annotated[str, typer.Option(help="frozen encoder; tfidf for none")] = "default",
+    model: Annotated[str, typer.Option(help="frozen encoder beside the comparison vectors")] = "none",
     as_json: Json = False,
 ) -> None:
     "Inject known faults: did the audit find them, what F1 did they cost, what did the repair give back?"
@@ -715,8 +714,8 @@ def _faults(
     numbers = [int(seed) if seed.strip().isdigit() else None for seed in seeds.split(",")]
     if None in numbers or len(set(numbers)) < len(numbers):
         raise ProdsimError(f"--seeds {seeds}: different whole numbers with commas between them, as in 0,1,2")
-    embed = (_frozen_encoder(model)[0] if model != "tfidf" else None) or laboratory.tfidf_embed
-    embed = embed if embed is laboratory.tfidf_embed else laboratory.remember(embed)
+    embed = None if model == "none" else _frozen_encoder(model)[0]
+    embed = embed and laboratory.remember(embed)
     why = "worth of repair" if worth else "fault laboratory: F1 lost and given back"
     runs = {}
     for seed in numbers:

@@ -27,7 +27,6 @@ from prodsim.quality.labels import (
     likeness,
     rating_findings,
     suspect_findings,
-    tfidf_embed,
 )
 from .leakage import difference_findings, leakage_findings, shortcut_findings, shortcut_scores
 from .reading import LEVELS, all_places, finding, open_for_audit, record_table
@@ -36,7 +35,7 @@ from .values import check_text, check_values, column_kinds, coverage_findings, l
 # %% ../../nbs/quality/15_audit.ipynb #d19a5386
 def audit_data(
     data: str | Path | DatasetDict | Dataset | pd.DataFrame,  # a registered name, a path, or data at hand
-    embed: Callable[[list[str]], np.ndarray] | None = None,  # texts → (texts, dimensions), length one; None: TF-IDF
+    embed: Callable[[list[str]], np.ndarray] | None = None,  # for the label model too: texts → vectors of length one
     count_tokens: Callable[[list[str]], Iterable[int]] | None = None,  # texts → tokens of each; None: words
     max_tokens: int = 256,  # what the model reads of a pair
     probabilities: pd.DataFrame | None = None,  # left_id, right_id, probability of a match, from a model of your own
@@ -85,7 +84,7 @@ def audit_data(
     found, report["coverage"] = coverage_findings(records, kinds)
     out += found
     log("duplicates")
-    keys, near = duplicate_groups(records, kinds)
+    keys, near = duplicate_groups(records, kinds, identified=kind == "records")
     found, report["duplicates"] = record_duplicate_findings(kind, records, keys, near)
     out += found
     found, report["lengths"] = length_findings(records, count_tokens, max_tokens)
@@ -104,9 +103,7 @@ def audit_data(
         lexical = likeness(tables)
         report["reads_text"] = {"lexical_f1": lexical_f1(lexical, tables)}
         out += shortcut_findings(report["shortcuts"], report["reads_text"]["lexical_f1"], tables)
-        found, report["labels"], reached = suspect_findings(
-            tables, kinds, embed or tfidf_embed, probabilities, label_model, seed
-        )
+        found, report["labels"], reached = suspect_findings(tables, kinds, embed, probabilities, label_model, seed)
         out += found
         if reached is not None:
             report["reads_text"]["out_of_fold_f1"] = reached

@@ -112,6 +112,7 @@ def near_duplicates(
     numbers: list[str] | None = None,  # each record's price and the like in one text, "" where it has none
     seed: int = 1,  # of the permutations
     largest: int = 60,  # members of a bucket that are all compared with one another; in larger ones each with 20
+    identified: bool = True,  # False: equal texts up to typing count too where they do not tell which product it is
 ) -> pd.DataFrame:  # left < right: row numbers; similarity: shared weight of words, 0 to 1
     """Pairs of texts that say the same, up to typing: words in another order, misspelt, joined or split, few left out.
 
@@ -119,7 +120,9 @@ def near_duplicates(
     signature of a union is the least of the parts' signatures, each different word is signed once, and a million
     titles take seconds. Each candidate is then read word by word, because product texts that differ in one number or
     colour are *not* duplicates: a pair is refused as soon as each side has a word that contradicts the other's. What
-    they share must also identify something: a rare word with a number in it, the same price, or eight words."""
+    they share must also identify something: a rare word with a number in it, the same price, or eight words (a Chinese
+    character is half a word). Without `identified` it need not, but then no side may leave a word out: such texts are
+    one text to a model, whatever they describe."""
     words = [text.split() for text in texts]
     starts = np.concatenate([[0], np.cumsum([len(own) for own in words], dtype=np.int64)])
     flat = [word for own in words for word in own]
@@ -132,7 +135,7 @@ def near_duplicates(
     digits = np.array([hash(frozenset(re.findall(r"\d+", text))) for text in texts], dtype=np.int64)
     candidates = _candidates(signed, digits, filled, largest)
     del signed
-    return _verified(candidates, codes, list(vocabulary), starts, digits, numbers or [""] * len(texts))
+    return _verified(candidates, codes, list(vocabulary), starts, digits, numbers or [""] * len(texts), identified)
 
 
 def _document_signatures(codes: np.ndarray, vocabulary: list, starts: np.ndarray, seed: int) -> np.ndarray:
@@ -183,7 +186,13 @@ LEFT_OUT = 0.2  # share of the weight of words that one side may leave out
 
 
 def _verified(
-    pairs: np.ndarray, codes: np.ndarray, vocabulary: list, starts: np.ndarray, digits: np.ndarray, numbers: list[str]
+    pairs: np.ndarray,
+    codes: np.ndarray,
+    vocabulary: list,
+    starts: np.ndarray,
+    digits: np.ndarray,
+    numbers: list[str],
+    identified: bool,
 ) -> pd.DataFrame:
     "The candidates that hold when they are read: shared weight in blocks, what is left over word by word."
     n = len(starts) - 1
@@ -193,6 +202,7 @@ def _verified(
     spread = np.bincount(matrix.indices, minlength=len(vocabulary))
     weight = (np.log((n + 1) / (spread + 0.5)) + 0.2).astype(np.float32)
     names = np.array([any(c.isdigit() for c in w) for w in vocabulary]) & (spread <= max(10, 2e-4 * n))
+    length = np.array([0.5 if len(w) == 1 and re.match(f"[{HAN}]", w) else 1 for w in vocabulary], np.float32)
     total, price = matrix @ weight, np.array(numbers, dtype=object)
     kept = [pd.DataFrame({"left": np.array([], int), "right": np.array([], int), "similarity": np.array([], float)})]
     for at in range(0, len(pairs), 200_000):
@@ -206,14 +216,15 @@ def _verified(
         same_words = over <= 1e-3
         same_price = (price[a] == price[b]) & (price[a] != "")
         named = both @ names.astype(np.float32) > 0
-        telling = same_price | named | (same_words & (np.diff(both.indptr) >= 8))
-        passed = telling & same_words
+        telling = same_price | named | (same_words & (both @ length >= 8))
+        passed = (telling | (not identified)) & same_words
         # what the fuller side has alone may still be a misspelling of a word that both have: read it up to a half
         open_ = ~same_words & (similarity >= 0.35) & ((under > 1e-3) | (over <= 0.5))
-        open_ &= telling | (digits[a] == digits[b]) & (under > 1e-3)
+        open_ &= telling | (digits[a] == digits[b]) & ((under > 1e-3) | (not identified))
+        sure = np.where(telling, 1, 0 if identified else -1)  # 1: it identifies; -1: it need not
         for k in np.flatnonzero(open_):
             left, right = (codes[starts[i] : starts[i + 1]].tolist() for i in (a[k], b[k]))
-            passed[k] = _same_but_for_typing(left, right, vocabulary, spread, weight, float(larger[k]), telling[k])
+            passed[k] = _same_but_for_typing(left, right, vocabulary, spread, weight, float(larger[k]), sure[k])
         kept.append(pd.DataFrame({"left": a, "right": b, "similarity": similarity.astype(float)})[passed])
     return pd.concat(kept, ignore_index=True)
 
@@ -229,15 +240,15 @@ def _same_but_for_typing(
     spread: np.ndarray,
     weight: np.ndarray,
     larger: float,
-    telling: bool,
+    telling: int,
 ) -> bool:
     "Whether the words that only one side has are typing of the other's, or too few to matter, and none contradicts."
     sides = (list(dict.fromkeys(left)), list(dict.fromkeys(right)))
     only = [[c for c in own if c not in other] for own, other in (sides, sides[::-1])]
     joined = ["".join(vocabulary[c] for c in own) for own in only]
     if joined[0] == joined[1]:  # wh 1000xm4 and wh1000xm4: what is written apart identifies as well as a shared word
-        return bool(telling) or any(d.isdigit() for d in joined[0])
-    if not telling:
+        return telling != 0 or any(d.isdigit() for d in joined[0])
+    if telling == 0:
         return False
     for mine, other in ((0, 1), (1, 0)):  # joined on one side, split on the other
         whole = {vocabulary[c] for c in only[other]}
@@ -258,6 +269,8 @@ def _same_but_for_typing(
     if only[0] and only[1]:
         return False
     rest = only[0] or only[1]
+    if rest and telling < 0:
+        return False
     if any(vocabulary[c] in _EDITIONS or any(d.isdigit() for d in vocabulary[c]) for c in rest):
         return False
     return float(sum(weight[c] for c in rest)) <= LEFT_OUT * larger
@@ -279,13 +292,15 @@ def _misspelt(a: str, b: str, spread_a: int, spread_b: int) -> bool:
 def duplicate_groups(
     records: pd.DataFrame,  # from `record_table`
     kinds: dict[str, str] | None = None,  # see `column_kinds`
+    identified: bool = True,  # see `near_duplicates`; False where leakage of texts is the question, as in pairs
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Three keys of each record: `raw` (equal as they stand), `normal` (equal after normalisation), `near` (connected
     by near-duplicates), and the near-duplicate pairs themselves: row numbers left, right, and similarity."""
     kinds = kinds or column_kinds(records)
     table = comparison_table(records, kinds)
     _, rows, normal = np.unique(table["exact"].to_numpy(dtype=object), return_index=True, return_inverse=True)
-    pairs = near_duplicates(table["words"].iloc[rows].tolist(), table["numbers"].iloc[rows].tolist())
+    compared = (table[name].iloc[rows].tolist() for name in ("words", "numbers"))
+    pairs = near_duplicates(*compared, identified=identified)
     group = components(len(rows), pairs["left"].to_numpy(), pairs["right"].to_numpy())
     keys = pd.DataFrame({"raw": records["key"].to_numpy(), "normal": normal, "near": group[normal]})
     pairs = pairs.assign(left=rows[pairs["left"]], right=rows[pairs["right"]])

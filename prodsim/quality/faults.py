@@ -18,15 +18,17 @@ from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 
+import lightgbm
 import numpy as np
 import pandas as pd
 from datasets import Dataset, DatasetDict
 
+from ..comparisons import ROUNDS, TREES
 from ..core import ProdsimError, atomic_file, machine, revision, write_json
 from ..data import attributes, data_hash, record_ids, repeated_pairs, seen_status
 from ..evaluation import best_threshold, lexical_scores, pair_metrics, report
 from .duplicates import duplicate_groups, pair_keys
-from .labels import balance_findings, label_suspects, out_of_fold, pair_features, tfidf_embed
+from .labels import balance_findings, fold_groups, label_suspects, out_of_fold, pair_features
 from .reading import open_for_audit, record_table
 from .repair import clean, deduplicate, rebalance, repair_labels
 from .split import split_pairs
@@ -184,7 +186,8 @@ def _add_rows(tables: dict, name: str, share: float, names: list, rng: np.random
     if name.endswith("retyped"):
         for column in [f"{side}_{n}" for side in ("left", "right") for n in names]:
             told = [bool(v) and re.search(r"[^\W\d_]{2}", v) is not None for v in more[column]]
-            more[column] = [type_again(v, rng) if t else v for v, t in zip(more[column], told, strict=True)]
+            typed = [type_again(v, rng) if t else v for v, t in zip(more[column], told, strict=True)]
+            more[column] = pd.Series(typed, more.index, dtype=object)  # else None becomes NaN, and that a text
         for side in ("left_id", "right_id"):  # another offer, as far as ids go
             more[side] = [f"{value}-{name}" for value in more[side]]
     start = len(tables["train"])
@@ -227,7 +230,7 @@ def remember(
 
 def features_of(
     pairs: DatasetDict,  # pairs
-    embed: Callable[[list[str]], np.ndarray] = tfidf_embed,  # see `pair_features`
+    embed: Callable[[list[str]], np.ndarray] | None = None,  # see `pair_features`
 ) -> dict[str, np.ndarray]:  # split → (rows, features)
     "`pair_features` of all splits."
     tables = open_for_audit(pairs)[1]
@@ -244,19 +247,14 @@ def fit_and_score(
     keep: dict[str, np.ndarray] | None = None,  # split → (rows,) bool: what is learned from; None: all
     weights: np.ndarray | None = None,  # (rows of train,)
 ) -> tuple[np.ndarray, float]:  # (test rows,) probability of a match, 4 decimals; the threshold that valid chose
-    "Gradient boosting on `pair_features`, fitted on train, its threshold the best on valid. Nothing in it is random."
-    from sklearn.ensemble import HistGradientBoostingClassifier
-
+    "The boosted trees of `train_comparisons` on `pair_features`, fitted on train, their threshold the best on valid."
     keep = keep or {s: np.ones(len(labels[s]), bool) for s in ("train", "valid")}
-    model = HistGradientBoostingClassifier(
-        max_iter=60, max_leaf_nodes=8, l2_regularization=1.0, early_stopping=False, random_state=0
+    rows = keep["train"]
+    table = lightgbm.Dataset(
+        features["train"][rows], labels["train"][rows], weight=None if weights is None else weights[rows]
     )
-    model.fit(
-        features["train"][keep["train"]],
-        labels["train"][keep["train"]],
-        None if weights is None else weights[keep["train"]],
-    )
-    said = {s: model.predict_proba(features[s])[:, 1].round(4) for s in ("valid", "test")}
+    model = lightgbm.train({**TREES, "seed": 0}, table, ROUNDS)
+    said = {s: model.predict(features[s]).round(4) for s in ("valid", "test")}
     return said["test"], best_threshold(labels["valid"][keep["valid"]], said["valid"][keep["valid"]])
 
 # %% ../../nbs/quality/50_faults.ipynb #5534f693
@@ -289,9 +287,10 @@ def audit_faults(
     tables = open_for_audit(pairs)[1]
     records = record_table("pairs", tables)
     kinds = column_kinds(records)
-    keyed = pair_keys(tables, records, duplicate_groups(records, kinds)[0])["near"]
+    keyed = pair_keys(tables, records, duplicate_groups(records, kinds, identified=False)[0])["near"]
     y = np.concatenate([tables[s]["label"].to_numpy(int) for s in ("train", "valid")])
-    p = out_of_fold(np.concatenate([features["train"], features["valid"]]), y, seed=seed)
+    groups = fold_groups(pd.concat([tables["train"], tables["valid"]], ignore_index=True))
+    p = out_of_fold(np.concatenate([features["train"], features["valid"]]), y, groups, seed=seed)
     suspects = label_suspects(y, p)
     ends = [sorted(ends) for ends in zip(keyed["train"]["left_key"], keyed["train"]["right_key"], strict=True)]
     own = {s: tables[s] for s in ("train", "valid")}
@@ -302,6 +301,7 @@ def audit_faults(
     rare = {f["name"].partition(":")[2] for f in balance_findings(own, kinds, {}, flat)[0] if "classes" in f["name"]}
     return {
         "keyed": keyed,
+        "groups": groups,
         "probabilities": p,
         "suspects": np.isin(np.arange(len(y)), suspects),
         "repeated": pd.DataFrame(ends).duplicated().to_numpy(),
@@ -324,7 +324,8 @@ def flags_of(
 
     A unit is a row of train and valid (labels), of train (copies), of test (leaks), a different record (texts), an
     attribute (missing) or a split (imbalance). What the audit already named before any fault was injected is no unit:
-    whether it is right there is not known. Labels are the exception: all that came in count as right."""
+    whether it is right there is not known. Labels are the exception, `labels`: all that came in count as right; under
+    `labels, others undoubted` the rows that were doubted before are left out of account as elsewhere."""
     out = {}
     of = {fault: part for fault, part in truth.groupby("fault")}
     start = {"train": 0, "valid": sizes["train"]}
@@ -338,7 +339,10 @@ def flags_of(
     noise = [part for fault, part in of.items() if fault in ("noise", "hard_noise")]
     if noise:
         rows = [start[s] + r for s, r in pd.concat(noise)[["split", "row"]].itertuples(index=False)]
+        more = len(found["repeated"]) - len(before["repeated"])  # rows added to the end of train
+        known = np.insert(before["suspects"], [len(before["repeated"])] * more, False)
         out["labels"] = codes(len(found["suspects"]), rows, found["suspects"])
+        out["labels, others undoubted"] = codes(len(found["suspects"]), rows, found["suspects"], known)
     again = [part for fault, part in of.items() if part["source"].notna().any() and fault != "imbalance"]
     if again:
         lines = pd.concat(again)
@@ -406,7 +410,7 @@ def _relabelled(pairs: DatasetDict, found: dict, how: str, keep: dict | None = N
 
 def run_laboratory(
     pairs: DatasetDict,  # train, valid and test, as clean as there are
-    embed: Callable[[list[str]], np.ndarray] = tfidf_embed,  # a frozen encoder; see `remember`
+    embed: Callable[[list[str]], np.ndarray] | None = None,  # a frozen encoder; see `remember`
     conditions: Mapping[str, Mapping[str, float]] = CONDITIONS,  # name → fault → share
     seed: int = 0,  # of the faults and the folds
     log: Callable[[str], None] = lambda stage: None,  # told of each condition
@@ -415,7 +419,7 @@ def run_laboratory(
     pairs (`CONDITION | faulty`) and on the repaired ones (`CONDITION | REPAIR`), and what the audit named.
 
     The system `clean` is trained on the pairs as they came. All are measured on the same test split."""
-    embed = embed if embed is tfidf_embed else remember(embed)  # TF-IDF hangs on all texts together
+    embed = embed and remember(embed)
     sound = features_of(pairs, embed)
     before = audit_faults(pairs, sound, seed)
     scores, thresholds, flags = {}, {}, {}
@@ -432,7 +436,7 @@ def run_laboratory(
         x = sound if turned else features_of(faulty, embed)
         if turned:  # texts are as they were: only what hangs on labels changes
             y = np.concatenate([labels["train"], labels["valid"]])
-            p = out_of_fold(np.concatenate([x["train"], x["valid"]]), y, seed=seed)
+            p = out_of_fold(np.concatenate([x["train"], x["valid"]]), y, before["groups"], seed=seed)
             found = {**before, "probabilities": p, "suspects": np.isin(np.arange(len(y)), label_suspects(y, p))}
         else:
             found = audit_faults(faulty, x, seed)
@@ -462,12 +466,12 @@ def run_laboratory(
 # %% ../../nbs/quality/50_faults.ipynb #a805a259
 def run_worth(
     pairs: DatasetDict,  # train, valid and test as published
-    embed: Callable[[list[str]], np.ndarray] = tfidf_embed,  # a frozen encoder; see `remember`
+    embed: Callable[[list[str]], np.ndarray] | None = None,  # a frozen encoder; see `remember`
     seed: int = 0,  # of the folds and of the disjoint split
 ) -> dict:  # variant → scores (rows,), threshold, label, seen
     """What repair is worth on real pairs, whose faults nobody injected: as published; texts cleaned; without the rows
     of train and valid that the audit doubts or that stand again; all three; and on a split that shares no record."""
-    embed = embed if embed is tfidf_embed else remember(embed)  # TF-IDF hangs on all texts together
+    embed = embed and remember(embed)
     out = {}
 
     def add(variant: str, own: DatasetDict, x: dict, *given: object) -> None:

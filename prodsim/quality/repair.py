@@ -621,13 +621,12 @@ def repair_labels(
     pairs: Dataset,  # labelled pairs of one split: never the one that is measured on
     probabilities: np.ndarray,  # (rows,) out-of-fold probability of label 1
     how: str = "drop",  # "drop" doubtful rows; "weight": a column weight for all rows; "flip" doubtful labels
-    method: str = "prune_by_noise_rate",  # `filter_by` of cleanlab's find_label_issues: how many rows are doubted
-) -> tuple[Dataset, pd.DataFrame]:  # repaired; doubtful rows: row, label, probability, quality of the label
-    """Repair labels that confident learning doubts (Northcutt, Jiang and Chuang, JAIR 70, 2021; through cleanlab).
+) -> tuple[Dataset, pd.DataFrame]:  # repaired; doubtful rows: row, label, probability, turned
+    """Repair labels that the audit doubts (`label_suspects`).
 
     Probabilities must be out of fold: a model that has seen a wrong label believes it. The weight of a row is the
-    probability of its label, scaled to mean 1. Raises ProdsimError for one class only and for probabilities out of
-    range."""
+    probability that its label was not turned (`turned_probability`), scaled to mean 1. Raises ProdsimError for one
+    class only and for probabilities out of range."""
     labels = np.asarray(pairs["label"])
     p = np.asarray(probabilities, dtype=float)
     if how not in ("drop", "weight", "flip"):
@@ -636,20 +635,17 @@ def repair_labels(
         raise ProdsimError(f"probabilities must be {len(labels)} numbers from 0 to 1, one per pair; shape {p.shape}")
     if len(set(labels.tolist())) < 2:
         raise ProdsimError("to doubt labels there must be matches and non-matches; one of them is missing")
-    from cleanlab.filter import find_label_issues
-    from cleanlab.rank import get_label_quality_scores
+    from prodsim.quality.labels import label_suspects, turned_probability
 
-    both = np.column_stack([1 - p, p])
-    doubtful = find_label_issues(labels, both, filter_by=method, n_jobs=1)
-    quality = get_label_quality_scores(labels, both, method="self_confidence")
-    table = pd.DataFrame({"row": np.arange(len(labels)), "label": labels, "probability": p, "quality": quality})
-    table = table[doubtful].sort_values(["quality", "row"], ignore_index=True)
+    turned, rows = turned_probability(labels, p), label_suspects(labels, p)
+    doubtful = np.isin(np.arange(len(labels)), rows)
+    table = pd.DataFrame({"row": rows, "label": labels[rows], "probability": p[rows], "turned": turned[rows]})
     if how == "drop":
         return _take(pairs, np.flatnonzero(~doubtful)), table
     whole = _take(pairs, range(len(labels)))
     if how == "weight":
         names = [name for name in whole.column_names if name != "weight"]
         arrow = whole.data.table.select(names)
-        return Dataset(arrow.append_column("weight", pa.array(quality / max(quality.mean(), 1e-12)))), table
+        return Dataset(arrow.append_column("weight", pa.array((1 - turned) / max(1 - turned.mean(), 1e-12)))), table
     flipped = pa.array(np.where(doubtful, 1 - labels, labels), pa.int64())
     return Dataset(whole.data.table.set_column(whole.column_names.index("label"), "label", flipped)), table

@@ -109,7 +109,7 @@ def read_doubts(
 def cross_fitted(
     pairs: DatasetDict,  # labelled pairs, all splits
     split: str,  # whose rows get probabilities
-    embed: Callable[[list[str]], np.ndarray] | None = None,  # texts → (texts, dimensions), length one; None: TF-IDF
+    embed: Callable[[list[str]], np.ndarray] | None = None,  # see `pair_features`
     folds: int = 5,
     seed: int = 0,  # of the folds
 ) -> np.ndarray:  # (rows of `split`,) probability of a match
@@ -117,7 +117,7 @@ def cross_fitted(
     (`out_of_fold` on `pair_features`), fitted on the other folds of all splits, each pair once.
 
     Raises ProdsimError for a split that is not there, and where labels are too few for the folds."""
-    from prodsim.quality.labels import out_of_fold, pair_features, tfidf_embed
+    from prodsim.quality.labels import fold_groups, out_of_fold, pair_features
     from prodsim.quality.values import column_kinds
 
     if split not in pairs:
@@ -130,8 +130,8 @@ def cross_fitted(
     names = attributes(pairs[split])
     records = [once[[f"{side}_{n}" for n in names]].set_axis(names, axis=1) for side in ("left", "right")]
     kinds = column_kinds(pd.concat(records, ignore_index=True).drop_duplicates())
-    features = pair_features(once, kinds, embed or tfidf_embed)
-    found = out_of_fold(features, once["label"].to_numpy(dtype=int), folds, seed)
+    features = pair_features(once, kinds, embed)
+    found = out_of_fold(features, once["label"].to_numpy(dtype=int), fold_groups(once), folds, seed)
     of_pair = dict(zip(keys[~keys.duplicated()], found, strict=True))
     return np.array([of_pair[key] for key in keys[: len(pairs[split])]])
 

@@ -219,7 +219,7 @@ def file(little, tmp_path_factory):
 
 def test_command_prints_json_and_writes_the_page(file, tmp_path, capsys):
     page = tmp_path / "report.html"
-    assert main(["audit", str(file), "--json", "--model", "tfidf", "--html", str(page)]) == 0
+    assert main(["audit", str(file), "--json", "--model", "none", "--html", str(page)]) == 0
     out = capsys.readouterr().out
     assert json.loads(out)["splits"]["test"]["rows"] == 150 and page.read_text().startswith("<!doctype html>")
 
@@ -227,13 +227,13 @@ def test_command_prints_json_and_writes_the_page(file, tmp_path, capsys):
 def test_fail_on(file, capsys):
     worst = json.loads(_json(file, capsys))["levels"]
     assert worst["note"] > 0
-    assert main(["audit", str(file), "--model", "tfidf", "--fail-on", "note"]) == 1
-    assert main(["audit", str(file), "--model", "tfidf", "--fail-on", "error"]) == int(worst["error"] > 0)
+    assert main(["audit", str(file), "--model", "none", "--fail-on", "note"]) == 1
+    assert main(["audit", str(file), "--model", "none", "--fail-on", "error"]) == int(worst["error"] > 0)
     capsys.readouterr()
 
 
 def _json(file, capsys):
-    assert main(["audit", str(file), "--json", "--model", "tfidf"]) == 0
+    assert main(["audit", str(file), "--json", "--model", "none"]) == 0
     return capsys.readouterr().out
 
 
@@ -248,7 +248,7 @@ def _json(file, capsys):
     ],
 )
 def test_mistakes_are_one_line(file, options, capsys):
-    assert main(["audit", str(file), "--model", "tfidf", *options]) == 2
+    assert main(["audit", str(file), "--model", "none", *options]) == 2
     captured = capsys.readouterr()
     assert not captured.out and len(captured.err.strip().splitlines()) == 1
     assert main(["audit", "no-such-data-set"]) == 2

@@ -417,14 +417,14 @@ def doubtful():
 def test_repair_labels(doubtful, how):
     pairs, p, truth, wrong = doubtful
     repaired, table = repair_labels(pairs, p, how)
-    assert set(table["row"]) == set(np.flatnonzero(wrong)) and table["quality"].is_monotonic_increasing
+    assert set(table["row"]) == set(np.flatnonzero(wrong)) and table["turned"].min() >= 0.4
     if how == "drop":
         assert len(repaired) == 180 and repaired["label"] == truth[~wrong].tolist()
     elif how == "flip":
         assert repaired["label"] == truth.tolist() and repaired.column_names == pairs.column_names
     else:
         weights = np.array(repaired["weight"])
-        assert weights.mean() == pytest.approx(1) and weights[wrong].max() < 0.5 * weights[~wrong].min()
+        assert weights.mean() == pytest.approx(1) and weights[wrong].max() < 0.6 * weights[~wrong].min()
         assert repaired["label"] == pairs["label"]
 
 
