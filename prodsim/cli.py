@@ -592,6 +592,8 @@ def _review_export(
 ) -> None:
     "Write the most doubtful pairs for a person to judge: match, no match, cannot tell, and the words that decide."
     from prodsim.data import load_pairs
+    from prodsim.evidence import note_look
+    from prodsim.registry import is_registered
     from prodsim.quality.review import cross_fitted, doubt, export_csv, export_html, read_doubts, review_queue
 
     if doubts is not None and probabilities is not None:
@@ -606,6 +608,8 @@ def _review_export(
     scores = read_doubts(given, len(part)) if given else cross_fitted(pairs, split)
     queue = review_queue(part, scores if doubts else doubt(scores, part["label"]), n)
     export = export_html if out.suffix == ".html" else export_csv
+    if split == "test" and is_registered(data):
+        note_look(data, f"{len(queue)} pairs for reading {reading}", "label review: doubtful test labels are read")
     export(queue, out, blind=blind, seed=seed, reading=reading, who=who)
     print(f"{out}: {len(queue)} pairs of {data}, split {split}, reading {reading}{', blind' if blind else ''}")
 
@@ -703,9 +707,14 @@ def _faults(
     seeds: Annotated[str, typer.Option(help="of faults and folds, by commas")] = "0,1,2",
     worth: Annotated[bool, typer.Option("--worth", help="inject nothing: measure what repair is worth here")] = False,
     model: Annotated[str, typer.Option(help="frozen encoder beside the comparison vectors")] = "none",
+    condition: Annotated[
+        list[str] | None, typer.Option(help="one of the laboratory's conditions, 'noise 10%' say; repeat; default: all")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     "Inject known faults: did the audit find them, what F1 did they cost, what did the repair give back?"
+    from functools import partial
+
     from prodsim.data import load_pairs
     from prodsim.registry import is_registered
     from prodsim.evidence import note_look
@@ -716,6 +725,9 @@ def _faults(
         raise ProdsimError(f"--seeds {seeds}: different whole numbers with commas between them, as in 0,1,2")
     embed = None if model == "none" else _frozen_encoder(model)[0]
     embed = embed and laboratory.remember(embed)
+    chosen = {name: laboratory.CONDITIONS.get(name) for name in condition or laboratory.CONDITIONS}
+    if unknown := [name for name, faults in chosen.items() if faults is None]:
+        raise ProdsimError(f"--condition {unknown[0]!r}: there is {'; '.join(laboratory.CONDITIONS)}")
     why = "worth of repair" if worth else "fault laboratory: F1 lost and given back"
     runs = {}
     for seed in numbers:
@@ -723,8 +735,10 @@ def _faults(
         pairs = load_pairs(name)
         if is_registered(name):
             note_look(name, f"cheap classifier, seed {seed}", why)
-        runs[seed] = pairs, (laboratory.run_worth if worth else laboratory.run_laboratory)(pairs, embed, seed=seed)
-    command = f"prodsim faults '{data}' --seeds {seeds}{' --worth' * worth} --model {model} --out {out}"
+        measure = laboratory.run_worth if worth else partial(laboratory.run_laboratory, conditions=chosen)
+        runs[seed] = pairs, measure(pairs, embed, seed=seed)
+    given = "".join(f" --condition '{name}'" for name in condition or ())
+    command = f"prodsim faults '{data}' --seeds {seeds}{' --worth' * worth}{given} --model {model} --out {out}"
     result = laboratory.store_laboratory(out, data, runs, command)
     tables = [laboratory.worth_table([result])] if worth else []
     tables = tables or [laboratory.fault_table([result]), laboratory.found_table([result])]
