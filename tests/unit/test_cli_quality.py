@@ -98,3 +98,11 @@ def test_review_goes_out_and_comes_back(shop, capsys):
     both = ("--doubts", shop / "doubt.csv", "--probabilities", shop / "doubt.csv")
     assert "not both" in refused(capsys, shop, "review", "export", shop / "pairs", "--out", shop / "q.html", *both)
     assert ".html" in refused(capsys, shop, "review", "export", shop / "pairs", "--out", shop / "q.doc", *options)
+
+
+def test_faults_and_audit_cost_refuse_what_they_cannot_read(shop, capsys):
+    out = ("--out", shop / "kept")
+    said = refused(capsys, shop, "faults", shop / "pairs", *out, "--condition", "typos")
+    assert "typos" in said and "noise 10%" in said
+    assert "whole numbers" in refused(capsys, shop, "audit-cost", "--sizes", "10,many", "--out", shop / "cost.json")
+    assert ".json" in refused(capsys, shop, "audit-cost", "--sizes", "10", "--out", shop / "cost.csv")

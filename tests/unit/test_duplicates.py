@@ -30,6 +30,21 @@ def test_near_duplicates_read_the_words(a, b, same):
     assert len(near_duplicates(texts)) == same
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        ("vuzex camera remote", "remote VUZEX camera", True),  # too short to tell a product, but one text
+        ("calitek memory card calitek electronics", "calitek memory card caltiek electronics", True),
+        ("vuzex camera remote", "vuzex camera remote black", False),  # a word left out
+        ("vuzex camera remote", "vuzex tv remote", False),
+    ],
+)
+def test_a_text_that_identifies_nothing_is_still_the_same_text(a, b, same):
+    texts = [" ".join(comparison_words(t)) for t in (a, b)]
+    assert len(near_duplicates(texts)) == 0
+    assert len(near_duplicates(texts, identified=False)) == same
+
+
 def test_near_duplicates_on_the_shop():
     shop = simulate(products=400, seed=23, difficulty="medium")
     titles = shop.offers["title"] + " " + shop.offers["description"].fillna("")

@@ -51,6 +51,8 @@ def test_each_fault_is_where_the_truth_says_and_nowhere_else(name):
         split, at = source.split()
         same = faulty["train"][row]["left_title"] == PAIRS[split][int(at)]["left_title"]
         assert same != name.endswith("retyped")
+        added, before = faulty["train"][row], PAIRS[split][int(at)]
+        assert [c for c in added if added[c] is None] == [c for c in before if before[c] is None]
         assert faulty["train"][row]["label"] == PAIRS[split][int(at)]["label"]
 
 

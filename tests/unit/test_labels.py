@@ -5,7 +5,16 @@ import pandas as pd
 import pytest
 
 from prodsim.core import ProdsimError
-from prodsim.quality.labels import label_suspects, likeness, out_of_fold, pair_features, rater_agreement
+from prodsim.quality.labels import (
+    DOUBT,
+    fold_groups,
+    label_suspects,
+    likeness,
+    out_of_fold,
+    pair_features,
+    rater_agreement,
+    turned_probability,
+)
 from prodsim.quality.reading import open_for_audit, rater_columns, record_table
 from prodsim.quality.values import column_kinds
 from prodsim.shop import simulate
@@ -29,6 +38,33 @@ def test_confident_learning_finds_what_was_turned():
     assert len(found & set(turned.tolist())) >= 28 and len(found) <= 36
     with pytest.raises(ProdsimError, match="too few"):
         out_of_fold(x[:20], np.array([1] + [0] * 19))
+
+
+def test_the_probability_of_a_turned_label_by_hand():
+    # A calibrated model that knows the truth and that one label in ten is turned says 0.9 or 0.1 of each row.
+    truth = np.tile([0, 1], 500)
+    turned = np.arange(1000) % 10 == np.arange(1000) % 2  # one row in ten, of both classes
+    y = np.where(turned, 1 - truth, truth)
+    p = np.where(truth == 1, 0.9, 0.1)
+    doubt = turned_probability(y, p)
+    assert doubt[turned].min() > 0.95 and doubt[~turned].max() < 0.05
+    assert set(label_suspects(y, p)) == set(np.flatnonzero(turned)) == set(np.flatnonzero(doubt >= DOUBT))
+    assert np.allclose(turned_probability(1 - y, 1 - p), doubt, atol=1e-3)  # the classes' names do not count
+    assert set(label_suspects(y, 0.5 + 0.4 * (p - 0.5))) == set(np.flatnonzero(turned))  # nor how sure the model is
+
+
+def test_rows_of_a_record_stay_in_one_fold(little):
+    _, tables, *_ = open_for_audit(little)
+    groups, table = fold_groups(tables["train"]), tables["train"]
+    assert len(groups) == len(table)
+    seen = table.assign(group=groups).groupby("group")[["left_title", "right_title"]].nunique()
+    assert (seen == 1).all().any()  # one side is the same in each group
+    rng = np.random.default_rng(0)
+    record = np.repeat(np.arange(60), 30)
+    labels = rng.integers(0, 2, 60)[record]  # a record has one label: who knows the record knows it
+    x = record[:, None] + np.zeros((1, 2))
+    leaks, holds = (np.mean((out_of_fold(x, labels, groups) > 0.5) == labels) for groups in (None, record))
+    assert leaks > 0.95 and holds < 0.8
 
 
 def test_pair_features_are_symmetric_in_likeness(little):
