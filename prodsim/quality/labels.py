@@ -21,7 +21,7 @@ from datasets import Dataset
 from ..comparisons import TREES, Comparer
 from ..core import ProdsimError
 from ..evaluation import best_threshold, lexical_scores, pair_metrics
-from .reading import exact_keys, finding, pair_example, record_example, record_texts_of, shortened
+from .reading import finding, pair_example, record_example, record_texts_of, shortened
 
 # %% ../../nbs/quality/14_labels.ipynb #a0b89331
 def likeness(
@@ -87,7 +87,8 @@ def fold_groups(
     codes = []
     for side in ("left", "right"):
         names = [c for c in table if c.startswith(f"{side}_") and c != f"{side}_id"]
-        codes.append(pd.factorize(np.asarray(exact_keys(table[names]), dtype=object))[0])
+        alone = np.arange(len(table))
+        codes.append(table.groupby(names, dropna=False, sort=False).ngroup().to_numpy() if names else alone)
     return max(codes, key=lambda own: own.max(initial=-1))
 
 # %% ../../nbs/quality/14_labels.ipynb #5767d078
