@@ -374,13 +374,15 @@ def _results(
     check: Annotated[bool, typer.Option("--check", help="recompute every stored metric from its scores")] = False,
 ) -> None:
     "Fill the table of results, cell by cell; stopped and started again it goes on where it was."
+    from prodsim.candidates import candidate_differences, stored_candidates
     from prodsim.evidence import differences, pending, queue, run_cell, stored
 
     if check:
         wrong = [line for result in stored() for line in differences(result)]
+        wrong += [line for result in stored_candidates() for line in candidate_differences(result)]
         if wrong:
             raise ProdsimError(f"{len(wrong)} stored metrics do not follow from their scores, the first: {wrong[0]}")
-        print(f"{len(stored())} results, every metric recomputed from its scores")
+        print(f"{len(stored()) + len(stored_candidates())} results, every metric recomputed from its scores")
         return
     cells, open_ = queue(), {c["name"] for c in pending()}
     if list_cells:
@@ -746,3 +748,25 @@ def _faults(
         return
     for table in tables:
         _print_table(table.drop(columns="data").to_dict("records"), list(table.columns[1:7]))
+
+# %% ../nbs/91_cli.ipynb #70c0de02
+@app.command("candidates")
+def _candidates(
+    data: Data,
+    split: Annotated[str, typer.Option(help="whose matches are searched for; test: a line in the ledger")] = "valid",
+    model: Annotated[Path | None, typer.Option(help="a trained bi-encoder; default: the encoder as published")] = None,
+    as_json: Json = False,
+) -> None:
+    "Measure candidate retrieval: rank of every true record by BM25, encoder, fused ranks and the learned mix; stored."
+    from prodsim.candidates import run_candidates
+
+    result = run_candidates(data, split, model)
+    if as_json:
+        _print_json(result)
+        return
+    rows = [
+        {"system": s, **{f"@{k}": v["recall"] for k, v in r.items()}, "missed @5": r["5"]["missed"]}
+        for s, r in result["recall"].items()
+    ]
+    _print_table(rows, list(rows[0]))
+    print(f"{result['name']}: {result['queries']} matches, pool of {result['pool']:,} records")
