@@ -123,7 +123,7 @@ LEXICAL = {  # name → (title only?, terms)
 }
 
 
-def _cells(records: pd.DataFrame, name: str) -> list[str]:
+def _values_of(records: pd.DataFrame, name: str) -> list[str]:
     return ["" if v is None or v != v else str(v) for v in records[name]]
 
 
@@ -150,12 +150,12 @@ class Signals:
         names = tuple(names or pool.columns)
         if unknown := [n for n in names if n not in pool]:
             raise ProdsimError(f"the records have no attribute {unknown[0]!r}; they have {', '.join(pool.columns)}")
-        known = {n: [v for v in set(_cells(pool, n)) if v] for n in names}
+        known = {n: [v for v in set(_values_of(pool, n)) if v] for n in names}
         numbers = tuple(n for n in names[1:] if known[n] and np.mean([amount(v) == amount(v) for v in known[n]]) >= 0.9)
         new = cls(names, numbers, pool, {}, embed)
         for signal, (title_only, tokens) in LEXICAL.items():
             new.lexical[signal] = LexicalIndex.build(new.texts(pool, title_only), tokens)
-        new.amounts = {n: np.array([amount(v or None) for v in _cells(pool, n)]) for n in numbers}
+        new.amounts = {n: np.array([amount(v or None) for v in _values_of(pool, n)]) for n in numbers}
         new.vectors = None if embed is None else np.asarray(embed(pool), np.float32)
         return new
 
@@ -165,7 +165,7 @@ class Signals:
         title_only: bool = False,  # or everything
     ) -> list[str]:
         "What BM25 reads of each record."
-        columns = [_cells(records, n) for n in (self.names[:1] if title_only else self.names)]
+        columns = [_values_of(records, n) for n in (self.names[:1] if title_only else self.names)]
         return [" ".join(v for v in row if v) for row in zip(*columns, strict=True)]
 
     @property
@@ -191,7 +191,7 @@ class Signals:
             out[..., at] = np.asarray(self.embed(queries), np.float32) @ self.vectors.T
             at += 1
         for i, n in enumerate(self.numbers):
-            asked = np.array([amount(v or None) for v in _cells(queries, n)])[:, None]
+            asked = np.array([amount(v or None) for v in _values_of(queries, n)])[:, None]
             with np.errstate(divide="ignore", invalid="ignore"):
                 both = (np.where(a > 0, a, np.nan) for a in (asked, self.amounts[n]))
                 ratio = np.abs(np.subtract(*map(np.log, both)))

@@ -751,7 +751,7 @@ def _faults(
 
 # %% ../nbs/91_cli.ipynb #70c0de02
 @app.command("candidates")
-def _candidates(
+def _candidate_ranks(
     data: Data,
     split: Annotated[str, typer.Option(help="whose matches are searched for; test: a line in the ledger")] = "valid",
     model: Annotated[Path | None, typer.Option(help="a trained bi-encoder; default: the encoder as published")] = None,
@@ -842,7 +842,7 @@ def _print_found(found: dict, as_json: bool) -> None:
 
 
 @app.command("search")
-def _search(
+def _search_index(
     folder: Folder,
     query: Annotated[str, typer.Argument(help="what a shopper types")],
     k: Many = 10,
