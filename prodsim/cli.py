@@ -930,14 +930,27 @@ def _dedupe(
 @app.command("bench-index")
 def _bench_index(
     products: Annotated[int, typer.Option(min=1000, help="titles of the shop that are indexed")] = 10_000,
+    store: Annotated[bool, typer.Option("--store", help="keep the table among the results")] = False,
     as_json: Json = False,
 ) -> None:
     "Measure how search scales: build time, memory, recall at 10, one-thread latency of flat, HNSW and IVF."
     from prodsim.index import bench_index
 
-    measured = bench_index(products)
+    measured = bench_index(products, store=store)
     if as_json:
         _print_json(measured)
         return
-    _print_table(measured["rows"], ["kind", "records", "seconds", "bytes", "effort", "recall", "p50_ms", "p99_ms"])
+    columns = [
+        "kind",
+        "records",
+        "seconds",
+        "bytes",
+        "effort",
+        "recall",
+        "p50_ms",
+        "p99_ms",
+        "cpu_p50_ms",
+        "cpu_p99_ms",
+    ]
+    _print_table(measured["rows"], columns)
     print(f"{products:,} titles embedded in {measured['embedding_seconds']:.0f} s; {measured['machine']['processor']}")

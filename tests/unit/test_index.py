@@ -21,6 +21,8 @@ from prodsim.index import (
     neighbour_recall,
     read_query,
     reorder,
+    scale_summary,
+    stored_scale,
     vector_index,
 )
 
@@ -84,6 +86,14 @@ def test_scale_rows(clustered):
     rows = measure_scale(vectors, queries)
     assert [r["kind"] for r in rows] == ["flat", "hnsw", "ivf"] and rows[0]["recall"] == 1
     assert all(r["recall"] > 0.9 and r["p99_ms"] >= r["p50_ms"] > 0 and r["bytes"] >= vectors.nbytes for r in rows)
+
+
+def test_stored_scale_tables_follow_from_their_queries():
+    for result in stored_scale():
+        for row in result["rows"]:
+            again = scale_summary(row)
+            assert {k: row[k] for k in again} == pytest.approx(again) and row["recall"] >= 0.97
+    assert stored_scale(), "no scale table is stored: prodsim bench-index --store"
 
 
 def test_search_and_dimensions(made):
