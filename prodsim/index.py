@@ -542,18 +542,18 @@ def bench_index(
     queries: int = 400,  # offers of other sellers
     seed: int = 0,  # of the shop
     store: bool = False,  # among the results
-) -> dict:  # rows of `measure_scale`, embedding seconds (of this call), machine
+) -> dict:  # rows of `measure_scale`, embedding seconds (None: kept from before), machine
     "Scale table of the shop at one size (`prodsim bench-index`); titles are embedded once and kept."
     from prodsim.shop import catalogue, simulate
 
     encoder = open_encoder(None, ("title",))
     path = Path(work) / f"shop-{seed}-{products}.npy"
-    begun = time.perf_counter()
+    begun, embedding = time.perf_counter(), None
     if not path.is_file():
         made = encoder.embed_texts(list(catalogue(products, seed)["title"]))
         with atomic_file(path) as temporary, open(temporary, "wb") as file:
             np.save(file, made)
-    embedding = time.perf_counter() - begun
+        embedding = time.perf_counter() - begun
     titles = simulate(1000, seed).offers["title"].sample(queries, random_state=seed)
     rows = measure_scale(np.load(path), encoder.embed_texts(list(titles)))
     result = {"products": products, "command": f"prodsim bench-index --products {products} --store"}
