@@ -113,6 +113,27 @@ def test_similar_leaves_the_record_out(made):
         made.similar("nobody")
 
 
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf", "pq", "hash"])
+def test_every_kind_is_reopened_and_forgets_what_is_deleted(tmp_path, tiny_model, kind):
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(300, 32)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors[1] = vectors[0]
+    shelf = pd.DataFrame(
+        {"id": [f"r{i}" for i in range(300)], "title": [f"thing {chr(97 + i % 26)}" for i in range(300)]}
+    )
+    CatalogueIndex.create(shelf, tmp_path / "index", tiny_model, kind=kind, vectors=vectors)
+    index = CatalogueIndex.open(tmp_path / "index")
+    assert (index.segments[0].index is None) == (kind == "flat")
+    assert index.similar("r0", 300)["results"] and "r1" in ids(index.similar("r0", 20))
+    near = index.segments[0].nearest(vectors[0], 10, 64)
+    index.delete([f"r{i}" for i in near if i])
+    left = index.segments[0].nearest(vectors[0], 10, 64)
+    assert len(left) == 10 and set(left) & set(near) <= {0} and "r1" not in ids(index.similar("r0", 300))
+    index.compact()
+    assert len(index) == 300 - len(set(near) - {0}) and "r1" not in ids(CatalogueIndex.open(index.folder).similar("r0"))
+
+
 @pytest.mark.parametrize("query", ["", "   ", "\n\t", "\0", "🎧🎧", "!?", "--"])
 def test_no_query(made, query):
     with pytest.raises(ProdsimError) as error:
