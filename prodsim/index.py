@@ -227,15 +227,15 @@ class Segment:
         rows = rows[0][rows[0] >= 0]
         return rows[~self.gone[rows]]
 
-    def lexical_share(self, text: str) -> np.ndarray:  # (rows,) in [0, 1)
-        """BM25 as the share of what a record could score at most.
+    def lexical_share(self, text: str) -> np.ndarray:  # (rows,) 0 or larger
+        """BM25, where 1 is a record of mean length that holds every term of the query once.
 
         Segments weigh terms by their own counts; shares can be compared across them, sums cannot."""
         counts, total = np.diff(self.lexical.scorer.scores["indptr"]), self.lexical.size
         known = self.lexical.vocabulary
         df = np.array([counts[known[t]] if t in known else 0 for t in set(trigrams(text))])
-        most = np.log(1 + (total - df + 0.5) / (df + 0.5)).sum() if len(df) else 1.0
-        share = self.lexical.scores([text])[0] / most
+        once = np.log(1 + (total - df + 0.5) / (df + 0.5)).sum() / (1 + self.lexical.scorer.k1) if len(df) else 1.0
+        share = self.lexical.scores([text])[0] / once
         share[self.gone] = 0
         return share
 
@@ -387,7 +387,10 @@ class CatalogueIndex:
             for result, value, rank in zip(found, values, ranks, strict=True):
                 result["score"] += 61 / (61 + rank) / len(told) if value > 0 else 0.0
         ordered = sorted((r for r in found if r["score"] > 0), key=lambda r: (-r["score"], r["id"]))
-        return [{**r, "score": float(r["score"])} for r in ordered[:k]]
+        for result in ordered[:k]:
+            result["score"] = float(result["score"])
+            result["dimensions"]["characters"] = min(1.0, result["dimensions"]["characters"])
+        return ordered[:k]
 
     def _compared(self, record: dict, cosine: float | None, share: float, numbers: list[str]) -> dict:
         "A record found and what each dimension says of it."

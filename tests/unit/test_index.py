@@ -105,6 +105,9 @@ def test_search_and_dimensions(made):
     for result in found["results"]:
         assert all(v is None or 0 <= v <= 1 for v in result["dimensions"].values()) and 0 < result["score"] <= 1
     assert len(made.search("lamp", 100)["results"]) <= len(RECORDS)
+    whole = made.search("acme lamp MX-310", 1)["results"][0]
+    part = made.search("acme lamp MX-310 with a long cord", 1)["results"][0]
+    assert whole["dimensions"]["characters"] > 0.8 > part["dimensions"]["characters"] > 0.1
 
 
 def test_similar_leaves_the_record_out(made):
