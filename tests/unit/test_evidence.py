@@ -300,7 +300,7 @@ def test_stopped_queue_goes_on_where_it_was(own_queue, tmp_path, monkeypatch, ca
     trained_cells = [r for r in stored() if r["system"] == "bi"]
     assert {r["seed"] for r in trained_cells} == {0, 2}
     assert {r["training"]["arguments"]["recipe"]["epochs"] for r in trained_cells} == {2}
-    assert all("--epochs 2" in r["command"] and "prodsim evaluate" in r["command"] for r in trained_cells)
+    assert all("--set epochs=2" in r["command"] and "prodsim evaluate" in r["command"] for r in trained_cells)
     assert len(ledger()) == 4, "each cell looks once, and the interrupted one twice"
     capsys.readouterr()
     assert main(["results"]) == 0 and capsys.readouterr().out == "", "nothing is left to do"
