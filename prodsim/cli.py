@@ -281,8 +281,9 @@ def _field(text: str) -> tuple[str, object]:
 def _known_kind(kind: str) -> str:
     from prodsim.encoders import KINDS
 
-    if kind not in KINDS:
-        raise ProdsimError(f"--kind {kind}: choose one of {', '.join(KINDS)}, comparisons")
+    kinds = (*KINDS, "comparisons")
+    if kind not in kinds:
+        raise ProdsimError(f"--kind {kind}: choose one of {', '.join(kinds)}")
     return kind
 
 

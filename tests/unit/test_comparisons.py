@@ -135,7 +135,7 @@ def test_same_seed_same_model_and_saved_whole(shop, model, tmp_path):
         == model.threshold
     )
     with pytest.raises(ProdsimError, match="other arguments"):
-        train_comparisons(shop, tmp_path / "run", seed=1, rounds=60, vocabulary="known", resume=True)
+        train_comparisons(shop, tmp_path / "run", seed=1, **same)
     assert len(model.score(shop["test"].select([]))) == 0
 
 
