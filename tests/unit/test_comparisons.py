@@ -130,10 +130,8 @@ def test_same_seed_same_model_and_saved_whole(shop, model, tmp_path):
     assert (again.score(shop["test"]) == scores).all()
     for opened in (load_model(tmp_path / "run"), load_comparisons(tmp_path / "run")):
         assert (opened.score(shop["test"], chunk_rows=50) == scores).all() and opened.threshold == model.threshold
-    assert (
-        train_comparisons(shop, tmp_path / "run", seed=0, rounds=60, vocabulary="known", resume=True).threshold
-        == model.threshold
-    )
+    same = {"rounds": 60, "vocabulary": "known", "resume": True}
+    assert train_comparisons(shop, tmp_path / "run", seed=0, **same).threshold == model.threshold
     with pytest.raises(ProdsimError, match="other arguments"):
         train_comparisons(shop, tmp_path / "run", seed=1, **same)
     assert len(model.score(shop["test"].select([]))) == 0
