@@ -32,7 +32,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import normalize
 
 from .core import ProdsimError, atomic_dir, machine, revision, write_json
-from .data import attributes, load_pairs
+from .data import attributes
 from .encoders import check_run_folder, finished_run, read_run, training_pairs
 from .evaluation import best_threshold, pair_metrics
 
