@@ -33,7 +33,7 @@ from sklearn.preprocessing import normalize
 
 from .core import ProdsimError, atomic_dir, machine, revision, write_json
 from .data import attributes
-from .encoders import check_run_folder, finished_run, read_run, training_pairs
+from .encoders import check_run_folder, finished_run, pair_weights, read_run, training_pairs
 from .evaluation import best_threshold, pair_metrics
 
 # %% ../nbs/42_comparisons.ipynb #d1b9ca12
@@ -440,7 +440,8 @@ def train_comparisons(
     new, tried = comparer.compare(pairs["valid"]), {}
     for words_of in VOCABULARIES[1:] if vocabulary == "auto" else (vocabulary,):
         vectors = comparer.compare(pairs["train"]) if words_of == "known" else held_out_vectors(comparer, pairs, seed)
-        trees = lightgbm.train({**TREES, "seed": seed}, lightgbm.Dataset(vectors, labels["train"]), rounds)
+        table = lightgbm.Dataset(vectors, labels["train"], weight=pair_weights(pairs["train"]))
+        trees = lightgbm.train({**TREES, "seed": seed}, table, rounds)
         scores = trees.predict(new).astype(np.float32)
         tried[words_of] = (average_precision_score(labels["valid"], scores), trees, scores)
     chosen = max(tried, key=lambda words_of: tried[words_of][0])

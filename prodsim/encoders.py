@@ -6,7 +6,8 @@
 __all__ = ['DEFAULT_MODEL', 'WHEEL_SHA256', 'UNKNOWN_LIMIT', 'KINDS', 'PRECISIONS', 'resolve_model', 'TextFormat', 'share_budget',
            'record_texts', 'unknown_share', 'check_readable', 'PairModel', 'pretrained', 'scoring_copy',
            'classification_head', 'reads_ragged', 'encode_ragged', 'save_model', 'write_model', 'check_run_folder',
-           'read_run', 'training_pairs', 'finished_run', 'differing', 'load_model', 'score_file', 'embed_file']
+           'read_run', 'training_pairs', 'pair_weights', 'finished_run', 'differing', 'load_model', 'score_file',
+           'embed_file']
 
 # %% ../nbs/30_encoders.ipynb #e64727c2
 import copy
@@ -14,7 +15,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from importlib import metadata
 from pathlib import Path
 
@@ -563,7 +564,23 @@ def training_pairs(
     if unknown:
         raise ProdsimError(f"{name} has no attribute {sorted(unknown)[0]!r}: it has {', '.join(known)}")
     hashes = {k: v for k, v in data_hash(pairs).items() if k in ("train", "valid")}
-    return pairs, {"data": name, "data_hash": hashes, "attributes": list(names or known), "seed": seed}
+    noted = {"data": name, "data_hash": hashes, "attributes": list(names or known), "seed": seed}
+    weights = pair_weights(pairs["train"])
+    return pairs, noted if weights is None else {**noted, "weights": sha256(weights.tobytes()).hexdigest()}
+
+
+def pair_weights(
+    train: Dataset,  # training pairs, with or without a column weight
+) -> np.ndarray | None:  # shape (pairs,), float64 of mean 1; None: all pairs count the same
+    "What each training pair counts, as repair of labels writes it. Raises ProdsimError for weights that are none."
+    if "weight" not in train.column_names:
+        return None
+    weights = np.array([np.nan if w is None else w for w in train["weight"]], dtype=np.float64)
+    wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(wrong) or not weights.any():
+        where = f"row {wrong[0]}: {train['weight'][int(wrong[0])]}" if len(wrong) else "all are 0"
+        raise ProdsimError(f"column weight of the training pairs, {where}; weights are at least 0 and not all 0")
+    return weights / weights.mean()
 
 
 def finished_run(

@@ -48,6 +48,7 @@ from prodsim.encoders import (
     differing,
     finished_run,
     load_model,
+    pair_weights,
     pretrained,
     read_run,
     training_pairs,
@@ -150,10 +151,11 @@ class PairLoss(torch.nn.Module):
     def forward(
         self,
         inputs: list,  # cross: two lists of texts; bi: two dicts of token tensors
-        labels: torch.Tensor,  # shape (batch,), 0 or 1
+        labels: torch.Tensor,  # shape (batch,), 0 or 1; or (batch, 2): label and weight of each pair
         **ignored,
     ) -> torch.Tensor:  # scalar
-        "Mean loss of a batch."
+        "Mean loss of a batch, weighted where weights are given."
+        labels, weights = labels.T if labels.ndim == 2 else (labels, None)
         if self.recipe.kind == "cross":
             both = list(zip(*inputs, strict=True))
             if self.recipe.swap and self.model.training:
@@ -166,12 +168,14 @@ class PairLoss(torch.nn.Module):
             left, right = (self.model(side)["sentence_embedding"].float() for side in inputs)
             cosine = torch.nn.functional.cosine_similarity(left, right)
             logits = self.log_scale.exp() * (cosine - self.centre)
-        return binary_cross_entropy(
+        losses = binary_cross_entropy(
             logits.float(),
             labels.float(),
             pos_weight=self.recipe.positive_weight if self.recipe.positive_weight != 1.0 else None,
             smoothing=self.recipe.label_smoothing,
+            reduction="mean" if weights is None else "none",
         )
+        return losses if weights is None else (losses * weights.float()).mean()
 
 # %% ../nbs/50_training.ipynb #3233e2ed
 class LengthGroupedBatches(DefaultBatchSampler):
@@ -300,7 +304,7 @@ class _BiTrainer(_NoCard, SentenceTransformerTrainer):
     pass
 
 
-def _trainer(model, recipe, work, left, right, labels, validation, seed, max_minutes, log_to, progress):
+def _trainer(model, recipe, work, left, right, labels, weights, validation, seed, max_minutes, log_to, progress):
     def count(texts: list[str]) -> np.ndarray:
         return np.array([len(ids) for ids in model.tokenizer(texts, verbose=False, truncation=False)["input_ids"]])
 
@@ -310,7 +314,9 @@ def _trainer(model, recipe, work, left, right, labels, validation, seed, max_min
         sampler = partial(GroupBatches, groups=groups, sides=sides)
         loss = ContrastiveLoss(model.encoder, recipe.temperature)
     else:
-        table = Dataset.from_dict({"left": left, "right": right, "label": [float(y) for y in labels]})
+        given = np.asarray(labels, dtype=float)
+        given = given if weights is None else np.column_stack([given, weights])
+        table = Dataset.from_dict({"left": left, "right": right, "label": given.tolist()})
         sampler = partial(LengthGroupedBatches, lengths=count(left) + count(right))
         loss = PairLoss(model.encoder, recipe)
     trainer_class, arguments_class = {
@@ -407,6 +413,8 @@ def train(
 ) -> PairModel:  # the best checkpoint, with the threshold chosen on validation pairs
     """Fine-tune an encoder on labelled pairs; keep the checkpoint with the best validation metric.
 
+    A column `weight` of the training pairs weighs them in objective `pairs`; groups know no weights.
+
     Raises ProdsimError for data without usable train and valid splits, an encoder that is missing or cannot read the
     text, an `out` that is no run, a resume with other arguments, a `start` made with others, and a full disk."""
     recipe = make_recipe(recipe, **changes)
@@ -458,9 +466,8 @@ def train(
         again = (recipe.max_length, device, recipe.dropout, arguments["precision"])
         model = pretrained(Path(start or work / "start") / "bi", "cross", arguments["attributes"], *again)
         validation = Validation(model, pairs["valid"], recipe.metric)
-    trainer, limit = _trainer(
-        model, recipe, work, left, right, pairs["train"]["label"], validation, seed, max_minutes, log_to, progress
-    )
+    given = (left, right, pairs["train"]["label"], pair_weights(pairs["train"]))
+    trainer, limit = _trainer(model, recipe, work, *given, validation, seed, max_minutes, log_to, progress)
     trainer.accelerator.wait_for_everyone()
     checkpoint = last_checkpoint(work)
     started = time.perf_counter()

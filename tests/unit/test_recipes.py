@@ -16,8 +16,8 @@ from prodsim import recipes
 from prodsim.cli import main
 from prodsim.comparisons import train_comparisons
 from prodsim.core import ProdsimError
-from prodsim.data import save_pairs
-from prodsim.encoders import load_model, score_file
+from prodsim.data import load_pairs, save_pairs
+from prodsim.encoders import load_model, score_file, training_pairs
 from prodsim.evaluation import best_threshold, pair_metrics
 from prodsim.recipes import (
     Head,
@@ -281,3 +281,51 @@ def test_command_line(own, tmp_path, capsys, monkeypatch):
     trees = ["train", data, "--recipe", "comparisons", "--out", str(tmp_path / "trees"), "--set", "rounds=5"]
     assert main([*trees, "--set", "drop=codes,numbers"]) == 0 and "5 steps" in capsys.readouterr().out
     assert main([*trees, "--set", "drop"]) == 2 and "a field and its value" in capsys.readouterr().err
+
+
+# --- weights of training pairs
+
+
+def weighed(weights):
+    return DatasetDict({**PAIRS, "train": PAIRS["train"].add_column("weight", list(map(float, weights)))})
+
+
+@pytest.mark.parametrize("name", ["comparisons", "cross-pairs"])
+def test_a_pair_of_weight_zero_is_as_if_it_were_not_there(name, tiny_model, tmp_path):
+    wrong = np.arange(len(PAIRS["train"])) % 3 == 0  # every third label is turned round, and weighs nothing
+    turned = [1 - y if w else y for y, w in zip(PAIRS["train"]["label"], wrong, strict=True)]
+    flipped = PAIRS["train"].remove_columns("label").add_column("label", turned)
+    options = {"changes": TREES} if name == "comparisons" else {"max_minutes": None, **QUIET}
+    if name != "comparisons":
+        options["changes"] = {"model": tiny_model, "epochs": 1, "batch_size": 8, "max_length": 48, "dropout": 0.0}
+
+    def scores(train_split, weights=None):
+        pairs = DatasetDict({**PAIRS, "train": train_split})
+        if weights is not None:
+            pairs["train"] = train_split.add_column("weight", weights)
+        out = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        return train_recipe(pairs, out, name, **options).score(PAIRS["test"])
+
+    zero, right = (1.0 - wrong).tolist(), PAIRS["train"]
+    np.testing.assert_allclose(scores(flipped, zero), scores(right, zero), atol=1e-6)
+    assert abs(scores(flipped) - scores(right)).max() > 1e-6, "unweighted, the wrong labels matter"
+    np.testing.assert_allclose(scores(right, [2.0] * len(wrong)), scores(right), atol=1e-5)
+
+
+def test_weights_are_read_from_files_and_noted(tmp_path):
+    pairs = weighed(np.arange(96) % 4)
+    save_pairs(pairs, tmp_path)
+    read = load_pairs(tmp_path)
+    assert read["train"]["weight"] == pairs["train"]["weight"] and "weight" not in read["test"].column_names
+    noted, plain = (training_pairs(p)[1] for p in (read, PAIRS))
+    assert set(noted) - set(plain) == {"weights"} and noted["data_hash"] == plain["data_hash"]
+    path = tmp_path / "train.csv"
+    path.write_text(path.read_text().replace(",1.0\n", ",heavy\n", 1))
+    with pytest.raises(ProdsimError, match="the weight is 'heavy'; it must be a number"):
+        load_pairs(tmp_path)
+
+
+@pytest.mark.parametrize("weights, message", [([-1.0] * 96, "row 0: -1.0"), ([0.0] * 96, "all are 0")])
+def test_weights_that_are_none(weights, message):
+    with pytest.raises(ProdsimError, match=message):
+        training_pairs(weighed(weights))
