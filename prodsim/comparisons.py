@@ -349,7 +349,7 @@ TREES = {  # chosen on validation pairs of Abt-Buy and WDC cameras
     "feature_fraction": 0.5,
     "bagging_fraction": 0.8,
     "bagging_freq": 1,
-    "num_threads": 1,  # the same trees on every machine
+    "num_threads": 1,  # the same trees whatever the number of cores
     "deterministic": True,
     "force_row_wise": True,
     "verbose": -1,
