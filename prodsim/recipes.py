@@ -221,15 +221,20 @@ def train_stack(
     taken = {_member_of(Path(path), plan, noted): Path(path) for path in start}
     begin_work(work, arguments)
     members = {}
-    for member, given in plan.items():
-        if member in taken and not (work / member).exists():
-            with atomic_dir(work / member) as new:
-                shutil.copytree(taken[member], new, dirs_exist_ok=True)
-        if member not in taken:
-            begun = [work / m for m in repeated_recipes(member, given) if plan.get(m) == given]
-            again = {"seed": seed, "names": names, "resume": True, "start": begun}
-            train_recipe(data, work / member, member, changes=given, **again, **running)
-        members[member] = load_model(work / member, *opening)
+    try:
+        for member, given in plan.items():
+            if member in taken and not (work / member).exists():
+                with atomic_dir(work / member) as new:
+                    shutil.copytree(taken[member], new, dirs_exist_ok=True)
+            if member not in taken:
+                begun = [work / m for m in repeated_recipes(member, given) if plan.get(m) == given]
+                again = {"seed": seed, "names": names, "resume": True, "start": begun}
+                train_recipe(data, work / member, member, changes=given, **again, **running)
+            members[member] = load_model(work / member, *opening)
+    except ProdsimError:
+        if not any(work.rglob("model*.safetensors")):  # no encoder got as far as a checkpoint: nothing worth going on with
+            remove_work(work)
+        raise
     model = _weigh(members, pairs["valid"], arguments, sorted(taken))
     with atomic_dir(out) as new:
         for member in plan:

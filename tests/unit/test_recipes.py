@@ -246,6 +246,10 @@ def test_a_stack_refuses_bad_pairs_and_members(own, tmp_path, monkeypatch):
             train_stack(PAIRS, tmp_path / "run", members)
     with pytest.raises(ProdsimError, match="recipe 'bi' is no stack"):
         train_stack(PAIRS, tmp_path / "run", "bi")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ProdsimError, match="has no weights"):
+        train_stack(PAIRS, tmp_path / "run", own | {"bi": {"model": str(tmp_path / "empty")}}, **QUIET)
+    (tmp_path / "empty").rmdir()
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ProdsimError, match="without torchrun"):
         train_stack(PAIRS, tmp_path / "run", own)
