@@ -151,10 +151,12 @@ class PairLoss(torch.nn.Module):
     def forward(
         self,
         inputs: list,  # cross: two lists of texts; bi: two dicts of token tensors
-        labels: torch.Tensor,  # shape (batch,), 0 or 1; or (batch, 2): label and weight of each pair
+        labels: torch.Tensor | list,  # shape (batch,), 0 or 1; or (batch, 2): label and weight of each pair
         **ignored,
     ) -> torch.Tensor:  # scalar
         "Mean loss of a batch, weighted where weights are given."
+        if isinstance(labels, list):  # a cross-encoder's collator leaves rows of two numbers unstacked
+            labels = torch.stack(labels)
         labels, weights = labels.T if labels.ndim == 2 else (labels, None)
         if self.recipe.kind == "cross":
             both = list(zip(*inputs, strict=True))
