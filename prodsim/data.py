@@ -437,7 +437,9 @@ def _pairs_from_folder(folder: Path, variant: str | None = None) -> DatasetDict:
         if first is None:
             first = (path, list(columns))
         elif odd := sorted((set(columns) ^ set(first[1])) - {"weight"}):
-            raise _fail(path, None, f"its columns differ from {first[0].name}'s (see {odd[0]}); all splits need the same")
+            raise _fail(
+                path, None, f"its columns differ from {first[0].name}'s (see {odd[0]}); all splits need the same"
+            )
         pairs[split] = _dataset({name: columns[name] for name in (*first[1], "weight") if name in columns})
     return DatasetDict(pairs)
 

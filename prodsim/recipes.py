@@ -232,9 +232,7 @@ def train_stack(
                 train_recipe(data, work / member, member, changes=given, **again, **running)
             members[member] = load_model(work / member, *opening)
     except ProdsimError:
-        if not any(
-            work.rglob("model*.safetensors")
-        ):  # no encoder got as far as a checkpoint: nothing worth going on with
+        if not any(work.rglob("model*.safetensors")):  # no encoder got as far as a checkpoint: nothing worth going on with
             remove_work(work)
         raise
     model = _weigh(members, pairs["valid"], arguments, sorted(taken))
@@ -302,7 +300,7 @@ def _weigh(members: dict, valid: Dataset, arguments: dict, taken: list[str]) -> 
     }
     return model
 
-# %% ../nbs/55_recipes.ipynb #8ffda8eb
+# %% ../nbs/55_recipes.ipynb #266cf15c
 def train_recipe(
     data: str | Path | DatasetDict,  # a registered name, a path, or pairs with splits train and valid
     out: str | Path,  # folder of the finished model
