@@ -53,7 +53,7 @@ book: $(STAMP)  ## render the book to _docs/ with Quarto
 	@if command -v quarto >/dev/null; then PATH="$(abspath $(BIN)):$$PATH" quarto render; \
 	else echo "prodsim: the book needs Quarto (https://quarto.org/docs/get-started/); the same chapters open with 'make lab'"; fi
 
-bench: $(STAMP)  ## measure scoring speed and memory on this machine
+bench: $(STAMP)  ## scoring, embedding and training beside the usual ways, on this machine
 	@"$(BIN)/prodsim" bench
 
 results: $(STAMP)  ## work through the queue of full benchmark runs, go on where it stopped; fill the README

@@ -408,23 +408,35 @@ def _results(
 
 @app.command("bench")
 def _bench(
-    pairs: Annotated[int, typer.Option(min=1, help="pairs of the embedded shop that are scored")] = 256,
-    repeats: Annotated[int, typer.Option(min=1, help="rounds; each measures every row once")] = 3,
+    job: Annotated[list[str] | None, typer.Option(help="score, embed or train; repeat; default: all three")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="pairs by name or path; default: abt-buy where it is cached, else shop:medium")
+    ] = None,
+    pairs: Annotated[int, typer.Option(min=16, help="pairs of a round")] = 256,
+    repeats: Annotated[int, typer.Option(min=1, help="rounds; each runs every system once")] = 3,
+    out: Annotated[Path | None, typer.Option(help="also write the measurement to a .json file")] = None,
     as_json: Json = False,
 ) -> None:
-    "Measure how fast this machine scores, in fp32 and bf16."
-    from prodsim.evidence import bench as measure
+    "Measure scoring, embedding and training beside the usual ways, in turns on this machine."
+    from prodsim.bench import JOBS, bench, compare_speed, save_bench
 
-    measured = measure(pairs, repeats)
+    if out is not None and out.suffix != ".json":
+        raise ProdsimError(f"--out {out}: the name must end in .json")
+    log = (lambda line: print(line, file=sys.stderr)) if _show_progress(as_json) else (lambda line: None)
+    jobs = tuple(job or JOBS)
+    measured = bench(jobs, data, pairs, repeats, log=log)
+    if out is not None:
+        options = " ".join(f"--job {name}" for name in jobs) + f" --data {measured['data']}"
+        save_bench(measured, out, f"prodsim bench {options} --pairs {pairs} --repeats {repeats}")
     if as_json:
         _print_json(measured)
         return
-    _print_table(measured["rows"], ["kind", "precision", "pairs_per_second", "slowest", "fastest", "times_fp32"])
+    table = compare_speed(measured)
+    _print_table(table.to_dict("records"), list(table))
     facts = measured["machine"]
-    print(
-        f"{measured['pairs']} pairs, {repeats} rounds; {facts['processor']}, "
-        f"{facts['threads']} threads, {facts['device']}"
-    )
+    print(f"{measured['data']}, {repeats} rounds; {facts['processor']}, {facts['threads']} threads; processor time")
+    if out is not None:
+        print(out)
 
 
 # Wrong options: click's exception, which Typer carried along first as a dependency and later inside itself.

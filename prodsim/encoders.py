@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['DEFAULT_MODEL', 'WHEEL_SHA256', 'UNKNOWN_LIMIT', 'KINDS', 'PRECISIONS', 'resolve_model', 'TextFormat', 'share_budget',
            'record_texts', 'unknown_share', 'check_readable', 'PairModel', 'pretrained', 'scoring_copy',
-           'classification_head', 'reads_ragged', 'encode_ragged', 'save_model', 'write_model', 'check_run_folder',
-           'read_run', 'training_pairs', 'pair_weights', 'finished_run', 'differing', 'load_model', 'score_file',
-           'embed_file']
+           'classification_head', 'reads_ragged', 'encode_ragged', 'predict_ragged', 'save_model', 'write_model',
+           'check_run_folder', 'read_run', 'training_pairs', 'pair_weights', 'finished_run', 'differing', 'load_model',
+           'score_file', 'embed_file']
 
 # %% ../nbs/30_encoders.ipynb #e64727c2
 import copy
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from hashlib import file_digest, sha256
@@ -269,8 +269,13 @@ class PairModel:
         if not left:
             return np.zeros(0, dtype=np.float32)
         if self.kind == "cross":
+            if len(left) != len(right):
+                raise ValueError(f"{len(left)} left and {len(right)} right texts make no pairs")
+            encoder = self.fast()
+            if reads_ragged(encoder, "cross"):
+                return predict_ragged(encoder, list(left), list(right), progress=progress)
             both = list(zip(left, right, strict=True))
-            scores = self.fast().predict(both, batch_size=batch_size, show_progress_bar=progress)
+            scores = encoder.predict(both, batch_size=batch_size, show_progress_bar=progress)
             return np.asarray(scores, dtype=np.float32)
         texts, inverse = np.unique(np.array(left + right, dtype=object), return_inverse=True)
         vectors = self.embed_texts(list(texts), batch_size, progress)
@@ -412,17 +417,27 @@ def classification_head(
 
 # %% ../nbs/30_encoders.ipynb #176a1edb
 def reads_ragged(
-    encoder,  # a SentenceTransformer
-) -> bool:  # True for a plain BERT with mean pooling on a CPU
-    "Whether `encode_ragged` computes what the encoder's own `encode` computes."
-    kinds = [type(module).__name__ for module in encoder]
-    if encoder.device.type != "cpu" or kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
+    encoder,  # a SentenceTransformer or a CrossEncoder
+    kind: str = "bi",  # "bi" or "cross"
+) -> bool:  # True on a CPU for a plain BERT with mean pooling (bi) or one logit through a sigmoid (cross)
+    "Whether `encode_ragged` or `predict_ragged` computes what the encoder's own `encode` or `predict` computes."
+    if encoder.device.type != "cpu":
         return False
-    config = encoder[0].auto_model.config
-    plain = type(encoder[0].auto_model).__name__ == "BertModel" and not getattr(config, "is_decoder", False)
-    plain = plain and getattr(config, "position_embedding_type", "absolute") in ("absolute", None)
+    if kind == "cross":
+        model = encoder.model
+        head = type(model).__name__ == "BertForSequenceClassification" and model.config.num_labels == 1
+        return head and _is_plain(model.bert) and type(encoder.activation_fn).__name__ == "Sigmoid"
+    kinds = [type(module).__name__ for module in encoder]
+    if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
+        return False
     mean = encoder[1].get_config_dict().get("pooling_mode") == "mean"
-    return plain and mean and encoder.default_prompt_name is None
+    return _is_plain(encoder[0].auto_model) and mean and encoder.default_prompt_name is None
+
+
+def _is_plain(bert) -> bool:
+    config = bert.config
+    absolute = getattr(config, "position_embedding_type", "absolute") in ("absolute", None)
+    return type(bert).__name__ == "BertModel" and not getattr(config, "is_decoder", False) and absolute
 
 
 def encode_ragged(
@@ -433,47 +448,84 @@ def encode_ragged(
 ) -> np.ndarray:  # shape (texts, dimensions), float32, rows of length one
     "Embeddings of texts laid end to end, without padding."
     import torch
-    from tqdm import tqdm
 
     number: dict[str, int] = {}
     where = [number.setdefault(text, len(number)) for text in texts]
     limit = encoder.max_seq_length
     ids = encoder.tokenizer(list(number), truncation=True, max_length=limit, padding=False, verbose=False)["input_ids"]
-    lengths = np.array([len(i) for i in ids])
-    bert, order, start = encoder[0].auto_model, np.argsort(lengths, kind="stable"), 0
+    bert = encoder[0].auto_model
     vectors = np.empty((len(ids), bert.config.hidden_size), dtype=np.float32)
-    with torch.inference_mode(), tqdm(total=len(ids), unit=" texts", disable=not progress) as bar:
-        while start < len(order):
-            fits = np.searchsorted(np.cumsum(lengths[order[start:]]), tokens, side="right")
-            batch = order[start : start + max(1, int(fits))]
-            runs = [(int(n), int(k)) for n, k in zip(*np.unique(lengths[batch], return_counts=True), strict=True)]
-            hidden = _ragged_layers(bert, [ids[i] for i in batch], runs)
-            parts = hidden.split([n * k for n, k in runs])
-            means = [h.view(k, n, -1).float().mean(1) for h, (n, k) in zip(parts, runs, strict=True)]
+    with torch.inference_mode():
+        for batch, runs in _like_lengths(ids, tokens, " texts", progress):
+            hidden = _ragged_layers(bert, [ids[i] for i in batch], runs).split([n * k for n, k in runs])
+            means = [h.view(k, n, -1).float().mean(1) for h, (n, k) in zip(hidden, runs, strict=True)]
             vectors[batch] = torch.nn.functional.normalize(torch.cat(means), dim=1).numpy()
-            start += len(batch)
-            bar.update(len(batch))
     return vectors[where]
 
 
-def _ragged_layers(bert, ids: list[list[int]], runs: list[tuple[int, int]]):
-    "Last hidden states, shape (tokens, width), of sequences end to end: runs of (length, how many of it)."
+def predict_ragged(
+    encoder,  # a CrossEncoder for which `reads_ragged(encoder, "cross")` holds, in evaluation mode
+    left: list[str],  # texts of the left records
+    right: list[str],  # texts of the right records
+    tokens: int = 4096,  # in one forward pass, at most (a longer pair goes alone)
+    progress: bool = False,  # show a bar
+) -> np.ndarray:  # shape (pairs,), float32, in [0, 1]
+    "Probabilities of pairs laid end to end, without padding; of the last layer, the first token of each pair alone."
     import torch
 
-    flat = torch.tensor([i for row in ids for i in row])
-    positions = torch.cat([torch.arange(n).repeat(k) for n, k in runs])
-    x = bert.embeddings(input_ids=flat[None], position_ids=positions[None])[0]
-    heads = bert.config.num_attention_heads
-    sizes = [n * k for n, k in runs]
-    for layer in bert.encoder.layer:
+    tokenizer, model = encoder.tokenizer, encoder.model
+    read = tokenizer(left, right, truncation=True, max_length=tokenizer.model_max_length, padding=False, verbose=False)
+    ids, sides = read["input_ids"], read["token_type_ids"]
+    scores = np.empty(len(ids), dtype=np.float32)
+    with torch.inference_mode():
+        for batch, runs in _like_lengths(ids, tokens, " pairs", progress):
+            first = _ragged_layers(model.bert, [ids[i] for i in batch], runs, [sides[i] for i in batch])
+            pooler = model.bert.pooler
+            logits = model.classifier(pooler.activation(pooler.dense(first)))
+            scores[batch] = encoder.activation_fn(logits[:, 0].float()).numpy()
+    return scores
+
+
+def _like_lengths(ids: list[list[int]], tokens: int, unit: str, progress: bool) -> Iterator[tuple[np.ndarray, list]]:
+    "Batches of at most `tokens` tokens, the shortest first: which sequences, and runs of (length, how many of it)."
+    from tqdm import tqdm
+
+    lengths = np.array([len(row) for row in ids])
+    order, start = np.argsort(lengths, kind="stable"), 0
+    with tqdm(total=len(ids), unit=unit, disable=not progress) as bar:
+        while start < len(order):
+            fits = np.searchsorted(np.cumsum(lengths[order[start:]]), tokens, side="right")
+            batch = order[start : start + max(1, int(fits))]
+            yield batch, [(int(n), int(k)) for n, k in zip(*np.unique(lengths[batch], return_counts=True), strict=True)]
+            start += len(batch)
+            bar.update(len(batch))
+
+
+def _ragged_layers(bert, ids: list[list[int]], runs: list[tuple[int, int]], sides: list[list[int]] | None = None):
+    """Last hidden states of sequences end to end: of all tokens, shape (tokens, width).
+
+    With `sides` (0 for tokens of the left text, 1 of the right) of the first token of each, shape (sequences, width):
+    nothing else of the last layer is needed by a pooler, so nothing else is computed."""
+    import torch
+
+    flat = torch.tensor([i for row in ids for i in row])[None]
+    types = None if sides is None else torch.tensor([i for row in sides for i in row])[None]
+    positions = torch.cat([torch.arange(n).repeat(k) for n, k in runs])[None]
+    x = bert.embeddings(input_ids=flat, token_type_ids=types, position_ids=positions)[0]
+    heads, layers = bert.config.num_attention_heads, bert.encoder.layer
+    for layer in layers:
         own = layer.attention.self
-        sides = [part(x).split(sizes) for part in (own.query, own.key, own.value)]
+        asking, asks = x, runs  # whose states the layer computes: (tokens of a sequence, how many sequences)
+        if sides is not None and layer is layers[-1]:
+            asking, asks = x[positions[0] == 0], [(1, k) for _, k in runs]
+        q = own.query(asking).split([n * k for n, k in asks])
+        keys, values = (part(x).split([n * k for n, k in runs]) for part in (own.key, own.value))
         seen = []
-        for (n, k), *run in zip(runs, *sides, strict=True):
-            q, key, v = (t.reshape(k, n, heads, -1).transpose(1, 2) for t in run)
-            out = torch.nn.functional.scaled_dot_product_attention(q, key, v)
-            seen.append(out.transpose(1, 2).reshape(n * k, -1))
-        x = layer.attention.output(torch.cat(seen), x)
+        for (m, k), (n, _), *run in zip(asks, runs, q, keys, values, strict=True):
+            shaped = (t.view(k, length, heads, -1).transpose(1, 2) for t, length in zip(run, (m, n, n), strict=True))
+            out = torch.nn.functional.scaled_dot_product_attention(*shaped)
+            seen.append(out.transpose(1, 2).reshape(m * k, -1))
+        x = layer.attention.output(torch.cat(seen), asking)
         x = layer.output(layer.intermediate(x), x)
     return x
 

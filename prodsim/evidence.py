@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RESULTS', 'TRAINING', 'SYSTEMS', 'TRAINED', 'results_folder', 'evaluate', 'ledger_path', 'note_look', 'ledger',
            'store', 'stored', 'scored_pairs', 'recompute', 'differences', 'queue', 'pending', 'run_cell', 'summary',
-           'markdown_table', 'plot_summary', 'bench']
+           'markdown_table', 'plot_summary']
 
 # %% ../nbs/60_evidence.ipynb #4650c871
 import gzip
@@ -415,46 +415,3 @@ def plot_summary(
     for axis in grid[:, 0]:
         axis.set_yticks(range(len(order)), [SYSTEMS[s] for s in order])
     return figure
-
-# %% ../nbs/60_evidence.ipynb #68a63491
-def bench(
-    pairs: int = 256,  # test pairs of the medium shop that are scored
-    repeats: int = 3,  # rounds; each round measures every row once
-    model: str | None = None,  # encoder; None: the default one
-) -> dict:  # {"rows": one per kind and precision, "machine": …}
-    "Pairs per second of both kinds in each precision: median and range over the rounds, and the ratio to fp32."
-    from prodsim.core import has_bf16, seed_everything
-    from prodsim.data import attributes
-    from prodsim.encoders import DEFAULT_MODEL, pretrained
-
-    data = load_pairs("shop:medium")
-    some = data["test"].select(range(min(pairs, len(data["test"]))))
-    seed_everything(0)
-    precisions = ["fp32", "bf16"] if has_bf16() else ["fp32"]
-    models = {
-        (kind, p): pretrained(model or DEFAULT_MODEL, kind, attributes(data), precision=p)
-        for kind in ("bi", "cross")
-        for p in precisions
-    }
-    seconds: dict[tuple, list[float]] = {key: [] for key in models}
-    for key in models:
-        models[key].score(some.select(range(min(16, len(some)))))  # first call builds the scoring copy
-    for _ in range(repeats):
-        for key, judge in models.items():
-            started = time.perf_counter()
-            judge.score(some)
-            seconds[key].append(time.perf_counter() - started)
-    rows = []
-    for (kind, precision), times in seconds.items():
-        ratios = np.array(seconds[kind, "fp32"]) / np.array(times)
-        rows.append(
-            {
-                "kind": kind,
-                "precision": precision,
-                "pairs_per_second": len(some) / float(np.median(times)),
-                "slowest": len(some) / max(times),
-                "fastest": len(some) / min(times),
-                "times_fp32": float(np.median(ratios)),
-            }
-        )
-    return {"rows": rows, "pairs": len(some), "repeats": repeats, "machine": machine()}

@@ -75,7 +75,7 @@ def variants_of(
 def is_registered(
     name: str,  # a name with or without variants: `abt-buy`, `abt-buy:disjoint`
 ) -> bool:  # whether the data set before the first colon is a registered one
-    "Whether a name belongs to a public data set, whose test split is looked at only by the ledger's leave."
+    "Whether a name belongs to a public data set; each look at its test split goes into the ledger."
     return name.partition(":")[0] in set(registered_files()["dataset"])
 
 

@@ -192,14 +192,25 @@ def test_datasets_lists_what_is_registered(prodsim):
     assert code == 0 and "abt-buy" in out and "shop" in out
 
 
-def test_bench_measures_both_kinds(prodsim, monkeypatch, tiny_model):
-    import prodsim.encoders as encoders
+def test_bench_compares_in_turns_and_stores_what_it_measured(prodsim, monkeypatch, tiny_model, tmp_path):
+    from prodsim import bench
 
-    monkeypatch.setattr(encoders, "DEFAULT_MODEL", tiny_model)
-    code, out, err = prodsim("bench", "--pairs", 8, "--repeats", 1, "--json")
+    monkeypatch.setattr(bench.bench, "__defaults__", (*bench.bench.__defaults__[:4], tiny_model, lambda line: None))
+    out = tmp_path / "speed.json"
+    options = ("--data", "shop:easy-40", "--pairs", 16, "--repeats", 2)
+    code, text, err = prodsim("bench", *options, "--out", out, "--json")
     assert (code, err) == (0, "")
-    rows = plain_json(out)["rows"]
-    assert {r["kind"] for r in rows} == {"bi", "cross"} and all(r["pairs_per_second"] > 0 for r in rows)
+    measured = plain_json(text)
+    assert {r["job"] for r in measured["rows"]} == set(bench.JOBS)
+    assert all(len(r["seconds"]) == len(r["cpu_seconds"]) == 2 for r in measured["rows"])
+    stored = json.loads(out.read_text())
+    assert stored["command"].startswith("prodsim bench --job score") and stored["rows"] == measured["rows"]
+    table = bench.compare_speed(stored, "seconds")
+    first = table.groupby("job").head(1)
+    assert (first["ratio"] == 1).all() and (table["per_second"] > 0).all() and (table["of_floor"] > 0).all()
+    for options in (("--job", "fly"), ("--out", tmp_path / "x.txt"), ("--data", "abt-bye")):
+        code, text, err = prodsim("bench", *options)
+        assert (code, text) == (2, "") and err.count("\n") == 1
 
 
 # --- mistakes: one line, exit code 2, nothing written
