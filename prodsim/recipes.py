@@ -232,9 +232,7 @@ def train_stack(
                 train_recipe(data, work / member, member, changes=given, **again, **running)
             members[member] = load_model(work / member, *opening)
     except ProdsimError:
-        if not any(
-            work.rglob("model*.safetensors")
-        ):  # no encoder got as far as a checkpoint: nothing worth going on with
+        if not any(work.rglob("model*.safetensors")):  # no encoder got as far as a checkpoint
             remove_work(work)
         raise
     model = _weigh(members, pairs["valid"], arguments, sorted(taken))
