@@ -12,6 +12,7 @@ from little_shop import listing, little_pairs
 
 from prodsim import evidence
 from prodsim.cli import main
+from prodsim.comparisons import VERSION
 from prodsim.core import ProdsimError
 from prodsim.data import data_hash, save_pairs, seen_status
 from prodsim.evaluation import best_threshold, lexical_scores, pair_metrics
@@ -406,6 +407,8 @@ def test_stored_result_keeps_the_contract(path, monkeypatch):
         assert result["metrics"]["threshold_from"] == "valid (in training)"
         training = result["training"]
         assert result["metrics"]["threshold"] == training["valid"]["threshold"], "chosen on validation pairs"
+        if result["system"] == "comparisons":
+            assert training["arguments"]["comparisons"] == VERSION, "a model of the vectors it was scored by"
         if training["arguments"].get("recipe"):  # an encoder, of which one checkpoint was kept
             measured = [r[k] for k in [training["best_metric"]["name"]] for r in training["history"] if k in r]
             assert max(measured) == training["best_metric"]["value"], "chosen on validation pairs"
