@@ -14,7 +14,8 @@ import os, sys
 
 if "google.colab" in sys.modules:  # elsewhere prodsim is already installed
     source = os.environ.get("PRODSIM_SOURCE", "git+{git_url}")
-    %pip install -q "prodsim[offline] @ {{source}}\""""
+    %pip install -q "prodsim[{extras}] @ {{source}}\""""
+SEARCH = ("70_candidates", "71_index")  # chapters that need the extra `search` as well
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
     "(https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/{path})"
@@ -43,9 +44,9 @@ def badge(path: str, config: dict[str, str]) -> str:
     return BADGE.format(path=path, **{key: config[key] for key in ("user", "repo", "branch")})
 
 
-def install_cell(config: dict[str, str]) -> str:
-    "The cell that installs prodsim in Colab."
-    return INSTALL_CELL.format(git_url=config["git_url"])
+def install_cell(config: dict[str, str], name: str = "") -> str:
+    "The cell that installs prodsim in Colab, with what the chapter needs."
+    return INSTALL_CELL.format(git_url=config["git_url"], extras="offline,search" if name in SEARCH else "offline")
 
 
 def relink(text: str, config: dict[str, str]) -> str:

@@ -193,7 +193,7 @@ def test_opening(name):
     assert re.search(r"^> \S", opening, re.MULTILINE), "no quoted sentence that says what the chapter shows"
     assert links.badge(f"nbs/{name}.ipynb", config) in opening
     code = [text for text in map(source, code_cells(notebook)) if not text.startswith("#| default_exp")]
-    assert code[0].strip() == links.install_cell(config)
+    assert code[0].strip() == links.install_cell(config, name)
 
 
 def test_links_agree_with_settings():

@@ -1,0 +1,364 @@
+"""The index: right finds, nothing half-written, nothing of another encoder, and one clear answer to every odd query."""
+
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+from little_shop import die, exit_code, listing, on_touch
+
+from prodsim.cli import main
+from prodsim.core import ProdsimError
+from prodsim.index import (
+    CatalogueIndex,
+    dedupe_records,
+    exact_neighbours,
+    find_vectors,
+    fingerprint,
+    link_clusters,
+    measure_scale,
+    neighbour_recall,
+    read_query,
+    reorder,
+    scale_summary,
+    stored_scale,
+    vector_index,
+)
+
+RECORDS = pd.DataFrame(
+    {
+        "id": ["a", "b", "c", "d", "e"],
+        "title": ["acme lamp MX-310", "acme lamp MX-320", "bolt oak desk", "小米手机 黑色", "[/red] <b>echo</b> phone"],
+        "price": ["10", "12.5", None, "999", "50"],
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def clustered():
+    random = np.random.default_rng(0)
+    centres = random.normal(size=(40, 64))
+    vectors = centres[random.integers(0, 40, 1000)] + 0.7 * random.normal(size=(1000, 64))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return vectors[:950], vectors[950:]
+
+
+@pytest.fixture
+def made(tmp_path, tiny_model):
+    CatalogueIndex.create(RECORDS, tmp_path / "index", tiny_model)
+    return CatalogueIndex.open(tmp_path / "index")
+
+
+def ids(found):
+    return [r["id"] for r in found["results"]]
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf", "pq", "hash"])
+def test_every_kind_finds_neighbours(clustered, kind):
+    vectors, queries = clustered
+    truth = exact_neighbours(queries, vectors, 10)[1]
+    finds = find_vectors(vector_index(vectors, kind), queries, 200, effort=64)
+    assert neighbour_recall(reorder(finds, queries, vectors, 10), truth).mean() > 0.95
+
+
+def test_exact_is_exact(clustered):
+    vectors, queries = clustered
+    cosines, rows = exact_neighbours(queries, vectors, 5)
+    expected = np.sort(queries @ vectors.T, axis=1)[:, :-6:-1]
+    assert np.allclose(cosines, expected, atol=1e-5) and rows.shape == (50, 5)
+
+
+def test_reorder_leaves_what_is_missing_last():
+    vectors = np.eye(3, dtype=np.float32)
+    assert reorder(np.array([[-1, 2, 0]]), vectors[:1], vectors, 3).tolist() == [[0, 2, -1]]
+
+
+def test_kinds_that_cannot_be(clustered):
+    with pytest.raises(ProdsimError, match="choose one of"):
+        vector_index(clustered[0], "tree")
+    with pytest.raises(ProdsimError, match="at least 256 vectors"):
+        vector_index(clustered[0][:100], "pq")
+
+
+def test_scale_rows(clustered):
+    vectors, queries = clustered
+    rows = measure_scale(vectors, queries)
+    assert [r["kind"] for r in rows] == ["flat", "hnsw", "ivf"] and rows[0]["recall"] == 1
+    assert all(r["recall"] > 0.9 and r["p99_ms"] >= r["p50_ms"] > 0 and r["bytes"] >= vectors.nbytes for r in rows)
+
+
+def test_stored_scale_tables_follow_from_their_queries():
+    for result in stored_scale():
+        for row in result["rows"]:
+            again = scale_summary(row)
+            assert {k: row[k] for k in again} == pytest.approx(again) and row["recall"] >= 0.97
+    assert stored_scale(), "no scale table is stored: prodsim bench-index --store"
+
+
+def test_search_and_dimensions(made):
+    found = made.search("mx310 lamp", 3)
+    first = found["results"][0]
+    assert first["id"] == "a" and set(first["dimensions"]) == {"meaning", "characters", "model numbers"}
+    assert first["dimensions"]["model numbers"] == 1 and found["results"][0]["score"] >= found["results"][-1]["score"]
+    assert made.search("oak desk", 1)["results"][0]["dimensions"]["model numbers"] is None  # not known is not zero
+    for result in found["results"]:
+        assert all(v is None or 0 <= v <= 1 for v in result["dimensions"].values()) and 0 < result["score"] <= 1
+    assert len(made.search("lamp", 100)["results"]) <= len(RECORDS)
+    whole = made.search("acme lamp MX-310", 1)["results"][0]
+    part = made.search("acme lamp MX-310 with a long cord", 1)["results"][0]
+    assert whole["dimensions"]["characters"] > 0.8 > part["dimensions"]["characters"] > 0.1
+
+
+def test_similar_leaves_the_record_out(made):
+    assert ids(made.similar("a", 1)) == ["b"] and "a" not in ids(made.similar("a", 10))
+    with pytest.raises(ProdsimError, match="no record with id 'nobody'"):
+        made.similar("nobody")
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf", "pq", "hash"])
+def test_every_kind_is_reopened_and_forgets_what_is_deleted(tmp_path, tiny_model, kind):
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(300, 32)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors[1] = vectors[0]
+    shelf = pd.DataFrame(
+        {"id": [f"r{i}" for i in range(300)], "title": [f"thing {chr(97 + i % 26)}" for i in range(300)]}
+    )
+    CatalogueIndex.create(shelf, tmp_path / "index", tiny_model, kind=kind, vectors=vectors)
+    index = CatalogueIndex.open(tmp_path / "index")
+    assert (index.segments[0].index is None) == (kind == "flat")
+    assert index.similar("r0", 300)["results"] and "r1" in ids(index.similar("r0", 20))
+    near = index.segments[0].nearest(vectors[0], 10, 64)
+    index.delete([f"r{i}" for i in near if i])
+    left = index.segments[0].nearest(vectors[0], 10, 64)
+    assert len(left) == 10 and set(left) & set(near) <= {0} and "r1" not in ids(index.similar("r0", 300))
+    index.compact()
+    assert len(index) == 300 - len(set(near) - {0}) and "r1" not in ids(CatalogueIndex.open(index.folder).similar("r0"))
+
+
+@pytest.mark.parametrize("query", ["", "   ", "\n\t", "\0", "🎧🎧", "!?", "--"])
+def test_no_query(made, query):
+    with pytest.raises(ProdsimError) as error:
+        made.search(query)
+    assert "type a few words" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["'; DROP TABLE offers; --", "<script>alert(1)</script> lamp", "lamp 🎧", "a\0lamp", "[/b] lamp", "%s %d {x}"],
+)
+def test_odd_queries_are_words(made, query):
+    before = listing(made.folder)
+    made.search(query)
+    assert listing(made.folder) == before
+
+
+def test_a_long_query_says_what_was_read(made):
+    found = made.search("lamp " * 2000)
+    assert "10,000" not in found["query"] and "9,999 characters, the first 1,000 were read" in found["notes"][0]
+    assert len(read_query("x" * 10_000)[0]) == 1000
+
+
+def test_a_script_the_encoder_cannot_read_is_searched_by_characters(made):
+    found = made.search("小米手机 黑色")
+    assert found["results"][0]["id"] == "d" and "ranked by characters alone" in found["notes"][0]
+    assert found["results"][0]["dimensions"]["meaning"] is None
+    made.search("سماعات لاسلكية")  # right to left: nothing shared, nothing lost
+
+
+def test_add_replace_delete_compact(made):
+    new = pd.DataFrame(
+        {
+            "id": ["f", "a", "b"],
+            "title": ["cobra cable", "acme chair", "acme lamp MX-320"],
+            "price": ["3", "10", "12.5"],
+        }
+    )
+    assert made.add(new) == {"added": 1, "replaced": 1, "unchanged": 1}
+    assert len(made) == 6 and ids(made.search("acme chair", 1)) == ["a"] and ids(made.search("cobra cable", 1)) == ["f"]
+    assert "MX-310" not in json.dumps(made.search("acme lamp MX-310", 10)["results"])
+    assert made.delete(["c", "f"]) == 2 and not {"c", "f"} & set(ids(made.search("cobra cable oak desk", 10)))
+    again = CatalogueIndex.open(made.folder)
+    assert ids(again.search("acme chair", 5)) == ids(made.search("acme chair", 5)) and len(again) == 4
+    again.compact()
+    assert len(again) == 4 and len(again.segments) == 1
+    assert sorted(p.name for p in made.folder.iterdir() if p.name != ".lock") == [
+        "index.json",
+        again.manifest["segments"][0]["name"],
+    ]
+    assert sorted(again.record(0, i)["id"] for i in range(4)) == ["a", "b", "d", "e"]
+
+
+def test_a_writer_sees_what_another_wrote(made):
+    other = CatalogueIndex.open(made.folder)
+    other.delete(["c"])
+    made.add(pd.DataFrame({"id": ["g"], "title": ["delta mouse"], "price": [None]}))
+    assert "c" not in ids(made.search("bolt oak desk", 10)) and len(CatalogueIndex.open(made.folder)) == 5
+
+
+def test_delete_is_all_or_nothing(made):
+    with pytest.raises(ProdsimError, match="no record with id 'zz'; nothing was deleted"):
+        made.delete(["a", "zz"])
+    assert made.where("a") is not None
+
+
+def test_an_index_emptied_is_still_an_index(made):
+    made.delete(list("abcde"))
+    assert made.search("lamp")["results"] == [] and len(made) == 0
+    with pytest.raises(ProdsimError, match="every record is deleted"):
+        made.compact()
+    made.add(RECORDS.head(1))
+    assert ids(made.search("lamp")) == ["a"]
+
+
+def test_another_encoder_is_an_error(made, tiny_model, tmp_path):
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    changed = SentenceTransformer(tiny_model, device="cpu")
+    with torch.no_grad():
+        next(changed.parameters()).add_(1e-3)
+    changed.save_pretrained(str(tmp_path / "changed"), create_model_card=False)
+    with pytest.raises(ProdsimError, match="made with .* not with"):
+        CatalogueIndex.open(made.folder, tmp_path / "changed")
+    assert fingerprint(CatalogueIndex.open(made.folder).encoder) == made.manifest["model"]["fingerprint"]
+
+
+def test_ids_that_are_not_unique(tmp_path, tiny_model):
+    twice = pd.concat([RECORDS, RECORDS.head(1)])
+    assert len(CatalogueIndex.create(twice, tmp_path / "same", tiny_model)) == 5  # the same record twice is one record
+    with pytest.raises(ProdsimError, match="'a' names two different records"):
+        CatalogueIndex.create(pd.concat([RECORDS, RECORDS.tail(1).assign(id="a")]), tmp_path / "two", tiny_model)
+    assert not (tmp_path / "two").exists()
+
+
+def test_folders_that_are_no_index(tmp_path, tiny_model):
+    with pytest.raises(ProdsimError, match="no index here"):
+        CatalogueIndex.open(tmp_path / "nowhere")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("keep me")
+    with pytest.raises(ProdsimError, match="no index; name a new folder"):
+        CatalogueIndex.create(RECORDS, tmp_path / "mine", tiny_model)
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "keep me"
+
+
+@pytest.mark.parametrize("part", ["index.json", "s000001/vectors.npy", "s000001/terms.json"])
+def test_a_damaged_part_is_one_line(made, part):
+    path = made.folder / part
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ProdsimError, match="make the index again") as error:
+        CatalogueIndex.open(made.folder)
+    assert "\n" not in str(error.value)
+
+
+def _killed_add(folder, stop):
+    def act(number, event, paths):
+        if number == stop:
+            die()
+
+    index = CatalogueIndex.open(folder)
+    new = pd.DataFrame({"id": ["n", "a"], "title": ["new cable", "acme chair"], "price": ["1", "2"]})
+    on_touch(folder, act)
+    index.add(new)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [3, 12, 25, 40])
+def test_a_killed_writer_leaves_the_old_index_or_the_new(made, stop):
+    exit_code(_killed_add, made.folder, stop)
+    again = CatalogueIndex.open(made.folder)
+    assert len(again) in (5, 6)
+    title = again.record(*again.where("a"))["title"]
+    assert title == ("acme lamp MX-310" if len(again) == 5 else "acme chair")
+    again.add(pd.DataFrame({"id": ["z"], "title": ["echo desk"], "price": ["7"]}))
+    assert ids(CatalogueIndex.open(made.folder).search("echo desk", 1)) == ["z"]
+
+
+def test_clusters_and_conflicts():
+    titles = ["red lamp one", "red lamp one two", "red lamp two", "blue desk", "green chair"]
+    records = pd.DataFrame({"id": list("abcde"), "title": titles})
+    same = {frozenset("ab"), frozenset("bc")}
+    to_id = dict(zip(titles, "abcde", strict=True))
+
+    def score(pairs):
+        return np.array(
+            [
+                float({to_id[a], to_id[b]} in same)
+                for a, b in zip(pairs["left_title"], pairs["right_title"], strict=True)
+            ]
+        )
+
+    clusters, conflicts, _ = dedupe_records(records, score, 0.5, k=2)
+    cluster = clusters.set_index("id")["cluster"]
+    assert cluster["a"] == cluster["b"] == cluster["c"] and cluster.nunique() == 3
+    assert [(r.what, {r.left_id, r.right_id}) for r in conflicts.itertuples()] == [("inside", {"a", "c"})]
+    alone, none, scored = dedupe_records(records.head(1), score, 0.5)
+    assert len(alone) == 1 and none.empty and scored == 0
+
+
+def test_a_chain_is_cut_at_its_weakest_link():
+    ends = np.array([[0, 1], [1, 2], [2, 3], [0, 2]])
+    chain = link_clusters(5, ends, np.array([0.9, 0.6, 0.9, 0.1]), 0.5)
+    assert chain[0] == chain[1] != chain[2] == chain[3] and len(set(chain)) == 3
+    whole = link_clusters(3, np.array([[0, 1], [1, 2], [0, 2]]), np.full(3, 0.5), 0.5)
+    assert len(set(whole)) == 1 and link_clusters(2, np.zeros((0, 2), int), np.zeros(0), 0.5).tolist() == [0, 1]
+
+
+def run(capsys, *args):
+    code = main([str(a) for a in args])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_commands(tmp_path, tiny_model, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    RECORDS.to_csv("shelf.csv", index=False)
+    assert run(capsys, "index", "shelf.csv", "--out", "ix", "--model", tiny_model)[0] == 0
+    code, out, _ = run(capsys, "search", "ix", "mx310", "--k", 2, "--json")
+    found = json.loads(out)
+    assert code == 0 and found["results"][0]["id"] == "a" and set(found["results"][0]) >= {"id", "score", "dimensions"}
+    assert json.loads(run(capsys, "similar", "ix", "--id", "a", "--json")[1])["results"][0]["id"] == "b"
+    assert json.loads(run(capsys, "similar", "ix", "--text", "oak desk", "--json")[1])["results"][0]["id"] == "c"
+    code, out, err = run(capsys, "search", "ix", "echo phone")  # its title holds what rich reads as mark-up
+    assert code == 0 and "[/red]" in out and err == ""
+    assert "1 deleted" in run(capsys, "index", "--out", "ix", "--delete", "a")[1]
+    RECORDS.head(1).to_csv("more.csv", index=False)
+    assert "1 added" in run(capsys, "index", "more.csv", "--out", "ix", "--update", "--compact")[1]
+    code, out, _ = run(
+        capsys, "dedupe", "shelf.csv", "--model", tiny_model, "--threshold", 2, "--out", "c.csv", "--json"
+    )
+    assert code == 0 and json.loads(out)["clusters"] == 5 and len(pd.read_csv("c.csv")) == 5
+
+
+@pytest.mark.parametrize(
+    "args, part",
+    [
+        (["search", "ix", ""], "the query is empty"),
+        (["search", "nowhere", "lamp"], "no index here"),
+        (["similar", "ix"], "one of --id ID and --text TEXT"),
+        (["similar", "nowhere", "--id", "a", "--text", "b"], "one of --id ID and --text TEXT"),
+        (["index", "--out", "ix"], "needs a catalogue"),
+        (["index", "shelf.csv", "--out", "ix", "--kind", "tree"], "choose auto or one of"),
+        (["index", "twice.csv", "--out", "ix"], "stands for another record"),
+        (["index", "shelf.csv", "--out", "ix", "--attribute", "colour"], "no attribute 'colour'"),
+        (["dedupe", "shelf.csv", "--model", "missing/model/folder"], ""),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch, args, part):
+    monkeypatch.chdir(tmp_path)
+    RECORDS.to_csv("shelf.csv", index=False)
+    pd.concat([RECORDS, RECORDS.tail(1).assign(id="a")]).to_csv("twice.csv", index=False)
+    code, out, err = run(capsys, *args)
+    assert code == 2 and out == "" and err.count("\n") == 1 and part in err
+    assert not os.path.exists("ix")
+
+
+def test_import_is_light():
+    import subprocess
+    import sys
+
+    code = "import sys, prodsim, prodsim.cli; print([m for m in ('faiss', 'bm25s', 'torch') if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
