@@ -188,7 +188,8 @@ def _train(
         typer.Option(help="cross (reads both records together), bi (a vector per record) or comparisons"),
     ] = "cross",
     recipe: Annotated[
-        str | None, typer.Option(help="a named recipe; the default is the one named like the kind")
+        str | None,
+        typer.Option(help="best, fast, or another named recipe; the default is the one named like the kind"),
     ] = None,
     model: Annotated[str | None, typer.Option(help="encoder to start from: a folder or a name on the hub")] = None,
     epochs: Annotated[int | None, typer.Option(help="passes over the training pairs, at most")] = None,
@@ -206,7 +207,10 @@ def _train(
         list[str] | None, typer.Option(help="attribute to read, in order; repeat; default: all")
     ] = None,
     start: Annotated[
-        Path | None, typer.Option(help="a finished run of kind bi that a cross-encoder's start would repeat")
+        list[Path] | None, typer.Option(help="a finished run that the recipe would repeat; repeat the option for more")
+    ] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="another field of the recipe, as in temperature=0.1; repeat")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="go on with an interrupted run; return a finished one")
@@ -223,31 +227,23 @@ def _train(
     options = {"model": model, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     options |= {"start_epochs": start_epochs, "max_length": max_length, "patience": patience}
     changes = {k: v for k, v in options.items() if v is not None}
-    names = tuple(attribute) if attribute else None
-    if "comparisons" in (recipe, kind):
-        if changes or start or max_minutes is not None:
-            given = next(iter(changes), "start" if start else "max_minutes").replace("_", "-")
-            raise ProdsimError(f"--{given} is of encoders: kind comparisons takes --seed and --attribute")
-        from prodsim.comparisons import train_comparisons
+    changes |= dict(map(_field, change or []))
+    from prodsim.recipes import train_recipe
 
-        _print_trained(train_comparisons(data, out, seed=seed, names=names, resume=resume), out, as_json)
-        return
-    from prodsim.training import train as fine_tune
-
-    trained = fine_tune(
+    trained = train_recipe(
         data,
         out,
         recipe or _known_kind(kind),
+        changes=changes,
         seed=seed,
-        names=names,
+        names=tuple(attribute) if attribute else None,
         resume=resume,
-        start=start,
+        start=start or (),
         max_minutes=max_minutes,
         unknown_limit=1.0 if allow_unknown else _unknown_limit(),
         precision=precision,
         log_to=("tensorboard", "wandb") if wandb else ("tensorboard",),
         progress=_show_progress(as_json),
-        **changes,
     )
     if os.environ.get("RANK", "0") != "0":
         return  # under torchrun the first process speaks for all
@@ -271,11 +267,22 @@ def _print_trained(trained, out: Path, as_json: bool) -> None:
         )
 
 
+def _field(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ProdsimError(f"--set {text}: a field and its value, as in temperature=0.1")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
 def _known_kind(kind: str) -> str:
     from prodsim.encoders import KINDS
 
-    if kind not in KINDS:
-        raise ProdsimError(f"--kind {kind}: choose one of {', '.join(KINDS)}, comparisons")
+    kinds = (*KINDS, "comparisons")
+    if kind not in kinds:
+        raise ProdsimError(f"--kind {kind}: choose one of {', '.join(kinds)}")
     return kind
 
 

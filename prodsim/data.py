@@ -284,6 +284,16 @@ def _labels(path: Path, lines: list[int], values: list, required: bool) -> list[
     return labels
 
 
+def _weights(path: Path, lines: list[int], values: list) -> list[float]:
+    weights = []
+    for line, value in zip(lines, values, strict=True):
+        try:
+            weights.append(float(value))
+        except (TypeError, ValueError):
+            raise _fail(path, line, f"the weight is {value!r}; it must be a number, or leave the column out") from None
+    return weights
+
+
 def _pair_attributes(path: Path, header: list[str], need_label: bool) -> list[str]:
     "Attributes of a table of pairs: what stands behind left_ and right_, the same on both sides."
     sides = [[name[len(side) :] for name in header if name.startswith(side)] for side in ("left_", "right_")]
@@ -311,6 +321,8 @@ def _pair_chunks(path: Path, chunk_rows: int, need_label: bool, keep: tuple = ()
             out.update({f"{side}_{name}": column for name, column in values.items()})
         if "label" in columns:
             out["label"] = _labels(path, lines, columns["label"], need_label)
+        if "weight" in columns and need_label:
+            out["weight"] = _weights(path, lines, columns["weight"])
         out.update({name: columns[name] for name in keep if name in columns})
         yield lines, out
 
@@ -356,7 +368,7 @@ def stream_records(
 # %% ../nbs/20_data.ipynb #ea10e45b
 def _dataset(columns: dict[str, list]) -> Dataset:
     "Columns as an Arrow table: text as strings, labels as 64-bit integers."
-    types = {"label": pa.int64()}
+    types = {"label": pa.int64(), "weight": pa.float64()}
     return Dataset(pa.table({n: pa.array(v, types.get(n, pa.string())) for n, v in columns.items()}))
 
 
@@ -424,10 +436,11 @@ def _pairs_from_folder(folder: Path, variant: str | None = None) -> DatasetDict:
         columns = _read_pairs(path)
         if first is None:
             first = (path, list(columns))
-        elif set(columns) != set(first[1]):
-            odd = sorted(set(columns) ^ set(first[1]))[0]
-            raise _fail(path, None, f"its columns differ from {first[0].name}'s (see {odd}); all splits need the same")
-        pairs[split] = _dataset({name: columns[name] for name in first[1]})
+        elif odd := sorted((set(columns) ^ set(first[1])) - {"weight"}):
+            raise _fail(
+                path, None, f"its columns differ from {first[0].name}'s (see {odd[0]}); all splits need the same"
+            )
+        pairs[split] = _dataset({name: columns[name] for name in (*first[1], "weight") if name in columns})
     return DatasetDict(pairs)
 
 

@@ -6,7 +6,8 @@
 __all__ = ['DEFAULT_MODEL', 'WHEEL_SHA256', 'UNKNOWN_LIMIT', 'KINDS', 'PRECISIONS', 'resolve_model', 'TextFormat', 'share_budget',
            'record_texts', 'unknown_share', 'check_readable', 'PairModel', 'pretrained', 'scoring_copy',
            'classification_head', 'reads_ragged', 'encode_ragged', 'predict_ragged', 'save_model', 'write_model',
-           'check_run_folder', 'read_run', 'load_model', 'score_file', 'embed_file']
+           'check_run_folder', 'read_run', 'training_pairs', 'pair_weights', 'finished_run', 'differing', 'load_model',
+           'score_file', 'embed_file']
 
 # %% ../nbs/30_encoders.ipynb #e64727c2
 import copy
@@ -14,17 +15,17 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from safetensors import SafetensorError
 
 from .core import ProdsimError, atomic_dir, atomic_file, device_name, has_bf16, quiet, restore_dir, write_json
-from .data import stream_pairs, stream_records
+from .data import attributes, data_hash, load_pairs, stream_pairs, stream_records
 
 # %% ../nbs/30_encoders.ipynb #2949d007
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -593,8 +594,77 @@ def read_run(
         raise ProdsimError(f"{path / 'run.json'} is not readable JSON: restore it or train again") from None
 
 
+def training_pairs(
+    data: str | Path | DatasetDict,  # a registered name, a path, or pairs with splits train and valid
+    names: Iterable[str] | None = None,  # attributes to read, in order; None: all of the data
+    seed: int = 0,  # of the run
+) -> tuple[DatasetDict, dict]:  # the pairs; what every run notes of them: data, data_hash, attributes, seed
+    """Pairs that a model can be trained on. Raises ProdsimError for a split train or valid that is missing or of one
+    class, for an attribute the data has not, and for a seed out of range."""
+    if not 0 <= seed < 2**32:
+        raise ProdsimError(f"seed {seed}: it must be at least 0 and less than 2**32")
+    pairs = data if isinstance(data, DatasetDict) else load_pairs(data)
+    name = "pairs in memory" if isinstance(data, DatasetDict) else str(data)
+    for split in ("train", "valid"):
+        if split not in pairs or len(set(pairs[split]["label"])) < 2:
+            have = "is missing" if split not in pairs else f"has {len(pairs[split])} pairs of one class"
+            raise ProdsimError(
+                f"{name}: split {split} {have}; training needs matches and non-matches in train and valid"
+            )
+    known = attributes(pairs)
+    unknown = set(names or ()) - set(known)
+    if unknown:
+        raise ProdsimError(f"{name} has no attribute {sorted(unknown)[0]!r}: it has {', '.join(known)}")
+    hashes = {k: v for k, v in data_hash(pairs).items() if k in ("train", "valid")}
+    noted = {"data": name, "data_hash": hashes, "attributes": list(names or known), "seed": seed}
+    weights = pair_weights(pairs["train"])
+    return pairs, noted if weights is None else {**noted, "weights": sha256(weights.tobytes()).hexdigest()}
+
+
+def pair_weights(
+    train: Dataset,  # training pairs, with or without a column weight
+) -> np.ndarray | None:  # shape (pairs,), float64 of mean 1; None: all pairs count the same
+    "What each training pair counts, as repair of labels writes it. Raises ProdsimError for weights that are none."
+    if "weight" not in train.column_names:
+        return None
+    weights = np.array([np.nan if w is None else w for w in train["weight"]], dtype=np.float64)
+    wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(wrong) or not weights.any():
+        where = f"row {wrong[0]}: {train['weight'][int(wrong[0])]}" if len(wrong) else "all are 0"
+        raise ProdsimError(f"column weight of the training pairs, {where}; weights are at least 0 and not all 0")
+    return weights / weights.mean()
+
+
+def finished_run(
+    out: Path,  # folder of a run
+    arguments: dict,  # JSON-ready
+) -> bool:  # whether a finished run with these arguments stands there
+    "Raises ProdsimError if a run with other arguments does."
+    if not (out / "run.json").is_file():
+        return False
+    if unlike := differing(read_run(out).get("arguments"), arguments):
+        raise ProdsimError(
+            f"{out} holds a run made with other arguments ({unlike}): "
+            "choose another --out, or drop --resume to replace it"
+        )
+    return True
+
+
+def differing(
+    there: dict | None,  # arguments of a run, as run.json holds them
+    here: dict,  # other arguments
+) -> str:  # "seed: 0 there, 1 now, …"; empty if they agree
+    "What two runs do not have in common."
+    flat = lambda d: {**{k: v for k, v in (d or {}).items() if k != "recipe"}, **((d or {}).get("recipe") or {})}  # noqa: E731
+    a, b = flat(there), flat(json.loads(json.dumps(here)))
+    return ", ".join(
+        f"{k}: {a.get(k)!r} there, {b.get(k)!r} now" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)
+    )
+
+
 _READERS = (  # known without the metadata of an installation, which may be older than this file
     metadata.EntryPoint("comparisons", "prodsim.comparisons:load_comparisons", "prodsim.models"),
+    metadata.EntryPoint("stack", "prodsim.recipes:load_stack", "prodsim.models"),
 )
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'OBJECTIVES', 'COMPLETE', 'NOTE', 'OVER', 'Recipe', 'start_recipe', 'make_recipe', 'PairLoss',
            'LengthGroupedBatches', 'Validation', 'MinuteLimit', 'MarkComplete', 'last_checkpoint', 'train',
-           'plot_history']
+           'check_work', 'begin_work', 'remove_work', 'plot_history']
 
 # %% ../nbs/50_training.ipynb #c7f9f51c
 import contextlib
@@ -38,7 +38,6 @@ from transformers.trainer_callback import TrainerState
 
 from .contrastive import ContrastiveLoss, GroupBatches, match_groups
 from .core import ProdsimError, colors, has_bf16, machine, replace_dir, revision, seed_everything, write_json
-from .data import attributes, data_hash, load_pairs
 from prodsim.encoders import (
     DEFAULT_MODEL,
     KINDS,
@@ -46,9 +45,13 @@ from prodsim.encoders import (
     PairModel,
     check_readable,
     check_run_folder,
+    differing,
+    finished_run,
     load_model,
+    pair_weights,
     pretrained,
     read_run,
+    training_pairs,
     write_model,
 )
 from .evaluation import best_threshold, pair_metrics
@@ -148,10 +151,13 @@ class PairLoss(torch.nn.Module):
     def forward(
         self,
         inputs: list,  # cross: two lists of texts; bi: two dicts of token tensors
-        labels: torch.Tensor,  # shape (batch,), 0 or 1
+        labels: torch.Tensor | list,  # shape (batch,), 0 or 1; or (batch, 2): label and weight of each pair
         **ignored,
     ) -> torch.Tensor:  # scalar
-        "Mean loss of a batch."
+        "Mean loss of a batch, weighted where weights are given."
+        if isinstance(labels, list):  # a cross-encoder's collator leaves rows of two numbers unstacked
+            labels = torch.stack(labels)
+        labels, weights = labels.T if labels.ndim == 2 else (labels, None)
         if self.recipe.kind == "cross":
             both = list(zip(*inputs, strict=True))
             if self.recipe.swap and self.model.training:
@@ -164,12 +170,14 @@ class PairLoss(torch.nn.Module):
             left, right = (self.model(side)["sentence_embedding"].float() for side in inputs)
             cosine = torch.nn.functional.cosine_similarity(left, right)
             logits = self.log_scale.exp() * (cosine - self.centre)
-        return binary_cross_entropy(
+        losses = binary_cross_entropy(
             logits.float(),
             labels.float(),
             pos_weight=self.recipe.positive_weight if self.recipe.positive_weight != 1.0 else None,
             smoothing=self.recipe.label_smoothing,
+            reduction="mean" if weights is None else "none",
         )
+        return losses if weights is None else (losses * weights.float()).mean()
 
 # %% ../nbs/50_training.ipynb #3233e2ed
 class LengthGroupedBatches(DefaultBatchSampler):
@@ -298,7 +306,7 @@ class _BiTrainer(_NoCard, SentenceTransformerTrainer):
     pass
 
 
-def _trainer(model, recipe, work, left, right, labels, validation, seed, max_minutes, log_to, progress):
+def _trainer(model, recipe, work, left, right, labels, weights, validation, seed, max_minutes, log_to, progress):
     def count(texts: list[str]) -> np.ndarray:
         return np.array([len(ids) for ids in model.tokenizer(texts, verbose=False, truncation=False)["input_ids"]])
 
@@ -308,7 +316,9 @@ def _trainer(model, recipe, work, left, right, labels, validation, seed, max_min
         sampler = partial(GroupBatches, groups=groups, sides=sides)
         loss = ContrastiveLoss(model.encoder, recipe.temperature)
     else:
-        table = Dataset.from_dict({"left": left, "right": right, "label": [float(y) for y in labels]})
+        given = np.asarray(labels, dtype=float)
+        given = given if weights is None else np.column_stack([given, weights])
+        table = Dataset.from_dict({"left": left, "right": right, "label": given.tolist()})
         sampler = partial(LengthGroupedBatches, lengths=count(left) + count(right))
         loss = PairLoss(model.encoder, recipe)
     trainer_class, arguments_class = {
@@ -405,42 +415,29 @@ def train(
 ) -> PairModel:  # the best checkpoint, with the threshold chosen on validation pairs
     """Fine-tune an encoder on labelled pairs; keep the checkpoint with the best validation metric.
 
+    A column `weight` of the training pairs weighs them in objective `pairs`; groups know no weights.
+
     Raises ProdsimError for data without usable train and valid splits, an encoder that is missing or cannot read the
     text, an `out` that is no run, a resume with other arguments, a `start` made with others, and a full disk."""
     recipe = make_recipe(recipe, **changes)
-    if not 0 <= seed < 2**32:
-        raise ProdsimError(f"seed {seed}: it must be at least 0 and less than 2**32")
     if "wandb" in log_to and find_spec("wandb") is None:
         raise ProdsimError("wandb is not installed: pip install 'prodsim[wandb]', or train without it")
     out = Path(out)
     work = out.with_name(out.name + ".partial")
-    pairs = data if isinstance(data, DatasetDict) else load_pairs(data)
-    for split in ("train", "valid"):
-        if split not in pairs or len(set(pairs[split]["label"])) < 2:
-            have = "is missing" if split not in pairs else f"has {len(pairs[split])} pairs of one class"
-            raise ProdsimError(
-                f"{_name(data)}: split {split} {have}; training needs matches and non-matches in train and valid"
-            )
-    arguments = {
-        "data": _name(data),
-        "data_hash": {k: v for k, v in data_hash(pairs).items() if k in ("train", "valid")},
-        "recipe": asdict(recipe),
-        "attributes": list(names or attributes(pairs)),
-        "seed": seed,
-        "max_minutes": max_minutes,
-        "precision": _precision(precision, device),
-    }
+    pairs, noted = training_pairs(data, names, seed)
+    arguments = {**noted, "recipe": asdict(recipe), "max_minutes": max_minutes}
+    arguments["precision"] = _precision(precision, device)
     if start is not None:
         _check_start(Path(start), recipe, arguments)
     first = os.environ.get("RANK", "0") == "0"  # under torchrun every process comes here, and one of them writes
     if first:
         check_run_folder(out)
         if (work / OVER).is_file() or work.is_dir() and not any(work.iterdir()):
-            _remove_work(work)
-    if resume and not (work / NOTE).is_file() and (finished := _finished(out, arguments)):
-        return finished
+            remove_work(work)
+    if resume and not (work / NOTE).is_file() and finished_run(out, arguments):
+        return load_model(out)
     if first:
-        _check_work(work, arguments, resume)
+        check_work(work, arguments, resume)
 
     seed_everything(seed)
     model = pretrained(
@@ -456,7 +453,7 @@ def train(
     check_readable(left + right, model.tokenizer, recipe.model, unknown_limit)
     validation = Validation(model, pairs["valid"], recipe.metric)
     if first:  # nothing was written so far: what is wrong with the arguments has been said
-        _begin_work(work, arguments)
+        begin_work(work, arguments)
     began = None
     if recipe.start_epochs:
         if start is None:
@@ -471,9 +468,8 @@ def train(
         again = (recipe.max_length, device, recipe.dropout, arguments["precision"])
         model = pretrained(Path(start or work / "start") / "bi", "cross", arguments["attributes"], *again)
         validation = Validation(model, pairs["valid"], recipe.metric)
-    trainer, limit = _trainer(
-        model, recipe, work, left, right, pairs["train"]["label"], validation, seed, max_minutes, log_to, progress
-    )
+    given = (left, right, pairs["train"]["label"], pair_weights(pairs["train"]))
+    trainer, limit = _trainer(model, recipe, work, *given, validation, seed, max_minutes, log_to, progress)
     trainer.accelerator.wait_for_everyone()
     checkpoint = last_checkpoint(work)
     started = time.perf_counter()
@@ -519,22 +515,6 @@ NOTE = "arguments.json"  # in the folder of an interrupted run
 OVER = "over.json"  # in the folder of a run that is finished, in place of the note
 
 
-def _name(data: object) -> str:
-    return "pairs in memory" if isinstance(data, DatasetDict) else str(data)
-
-
-def _finished(out: Path, arguments: dict) -> PairModel | None:
-    if not (out / "run.json").is_file():
-        return None
-    there = read_run(out).get("arguments")
-    if there != json.loads(json.dumps(arguments)):
-        raise ProdsimError(
-            f"{out} holds a run made with other arguments ({_differing(there, arguments)}): "
-            "choose another --out, or drop --resume to replace it"
-        )
-    return load_model(out)
-
-
 def _check_start(start: Path, recipe: Recipe, arguments: dict) -> None:
     "Raises ProdsimError unless `start` holds the run that `train` would make itself as a start."
     if not recipe.start_epochs:
@@ -543,13 +523,15 @@ def _check_start(start: Path, recipe: Recipe, arguments: dict) -> None:
         raise ProdsimError(f"start {start} is not a finished run of kind bi: train one, or drop it")
     there = read_run(start).get("arguments") or {}
     here = arguments | {"recipe": asdict(start_recipe(recipe)), "data": there.get("data"), "max_minutes": None}
-    if there != json.loads(json.dumps(here)):
-        raise ProdsimError(
-            f"start {start} was made with other arguments ({_differing(there, here)}): use those, or drop it"
-        )
+    if unlike := differing(there, here):
+        raise ProdsimError(f"start {start} was made with other arguments ({unlike}): use those, or drop it")
 
 
-def _check_work(work: Path, arguments: dict, resume: bool) -> None:
+def check_work(
+    work: Path,  # folder of work in progress
+    arguments: dict,  # of the run, JSON-ready
+    resume: bool,  # whether an interrupted run may stand there
+) -> None:
     "Raises ProdsimError unless a run with these arguments may begin or go on in `work`."
     if not work.exists():
         return
@@ -561,28 +543,21 @@ def _check_work(work: Path, arguments: dict, resume: bool) -> None:
     elif not resume:
         raise ProdsimError(f"{work} holds an interrupted run: go on with --resume, or remove it")
     else:
-        there = json.loads(note.read_text(encoding="utf-8"))
-        if there != json.loads(json.dumps(arguments)):
-            raise ProdsimError(
-                f"{work} was begun with other arguments ({_differing(there, arguments)}): use those, or remove it"
-            )
+        if unlike := differing(json.loads(note.read_text(encoding="utf-8")), arguments):
+            raise ProdsimError(f"{work} was begun with other arguments ({unlike}): use those, or remove it")
 
 
-def _begin_work(work: Path, arguments: dict) -> None:
+def begin_work(
+    work: Path,  # folder of work in progress
+    arguments: dict,  # of the run, JSON-ready
+) -> None:
+    "Make the folder and leave the note by which an interrupted run is known. Raises ProdsimError if it cannot."
     try:
         work.mkdir(parents=True, exist_ok=True)
         write_json(work / NOTE, arguments)
     except OSError as error:
         raise ProdsimError(f"{work} cannot be written ({error.strerror}): choose another --out") from None
     last_checkpoint(work)  # removes half-written ones
-
-
-def _differing(there: dict | None, here: dict) -> str:
-    flat = lambda d: {**{k: v for k, v in (d or {}).items() if k != "recipe"}, **((d or {}).get("recipe") or {})}  # noqa: E731
-    a, b = flat(there), flat(json.loads(json.dumps(here)))
-    return ", ".join(
-        f"{k}: {a.get(k)!r} there, {b.get(k)!r} now" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)
-    )
 
 
 def _disk_full(error: BaseException) -> bool:
@@ -607,12 +582,15 @@ def _finish(model: PairModel, work: Path, out: Path, history: list[dict], recipe
     if (work / "logs").is_dir():
         shutil.copytree(work / "logs", new / "logs")
     replace_dir(new, out)
-    os.replace(work / NOTE, work / OVER)
-    _remove_work(work)
+    remove_work(work)
 
 
-def _remove_work(work: Path) -> None:
+def remove_work(
+    work: Path,  # folder of work in progress whose run is finished
+) -> None:
     "Remove what a finished run leaves, its sign last: after a kill in between, the next run removes the rest."
+    if (work / NOTE).is_file():
+        os.replace(work / NOTE, work / OVER)
     for path in work.iterdir():
         if path.is_dir():
             shutil.rmtree(path)

@@ -1,5 +1,10 @@
 "Comparison vectors and the trees on top: what they say, what they forgive, what they refuse."
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,12 +14,15 @@ from hypothesis import strategies as st
 
 from prodsim.cli import main
 from prodsim.comparisons import (
+    GROUPS,
     Comparer,
     amount,
     codes,
     compare_codes,
     compare_numbers,
     compare_words,
+    comparison_group,
+    held_out_vectors,
     load_comparisons,
     save_comparisons,
     squash,
@@ -38,7 +46,7 @@ def shop():
 
 @pytest.fixture(scope="module")
 def model(shop):
-    return train_comparisons(shop, seed=0, rounds=60)
+    return train_comparisons(shop, seed=0, rounds=60, vocabulary="known")
 
 
 def test_words_codes_and_amounts():
@@ -120,14 +128,15 @@ def test_better_than_counting_characters(shop, model):
 
 
 def test_same_seed_same_model_and_saved_whole(shop, model, tmp_path):
-    again = train_comparisons(shop, tmp_path / "run", seed=0, rounds=60)
+    again = train_comparisons(shop, tmp_path / "run", seed=0, rounds=60, vocabulary="known")
     scores = model.score(shop["test"])
     assert (again.score(shop["test"]) == scores).all()
     for opened in (load_model(tmp_path / "run"), load_comparisons(tmp_path / "run")):
         assert (opened.score(shop["test"], chunk_rows=50) == scores).all() and opened.threshold == model.threshold
-    assert train_comparisons(shop, tmp_path / "run", seed=0, rounds=60, resume=True).threshold == model.threshold
+    same = {"rounds": 60, "vocabulary": "known", "resume": True}
+    assert train_comparisons(shop, tmp_path / "run", seed=0, **same).threshold == model.threshold
     with pytest.raises(ProdsimError, match="other arguments"):
-        train_comparisons(shop, tmp_path / "run", seed=1, rounds=60, resume=True)
+        train_comparisons(shop, tmp_path / "run", seed=1, **same)
     assert len(model.score(shop["test"].select([]))) == 0
 
 
@@ -139,7 +148,7 @@ def test_shares_add_up_to_the_log_odds(shop, model):
 
 
 def test_bad_input_gets_one_line(shop, model, tmp_path):
-    with pytest.raises(ProdsimError, match="needs a split valid"):
+    with pytest.raises(ProdsimError, match="split valid is missing"):
         train_comparisons(DatasetDict(train=shop["train"]))
     with pytest.raises(ProdsimError, match="no attribute 'weight'"):
         train_comparisons(shop, names=("weight",))
@@ -180,3 +189,53 @@ def test_new_words_weigh_what_known_ones_do(shop):
     known = known.assign(left_title=[f"{shared} kettle"], right_title=[f"kettle {shared}"])
     column = "title.words.heaviest_common"
     assert comparer.compare(new)[column].item() == comparer.compare(known)[column].item()
+
+
+def test_held_out_words_look_as_those_of_new_records_do(shop):
+    comparer = Comparer.fit(shop)
+    held_out, known = held_out_vectors(comparer, shop), comparer.compare(shop["train"])
+    assert list(held_out) == list(known) and len(held_out) == len(known) and (held_out.index == known.index).all()
+    pd.testing.assert_frame_equal(held_out, held_out_vectors(comparer, shop))
+    unweighted = [c for c in known if comparison_group(c) in ("codes", "numbers", "likeness", "attributes")]
+    pd.testing.assert_frame_equal(held_out[unweighted], known[unweighted])
+    weighted = held_out["all.words.heaviest_alone"] != known["all.words.heaviest_alone"]
+    assert weighted.mean() > 0.9, "words weigh what records of other groups say"
+
+
+def test_validation_pairs_choose_the_vocabulary(shop):
+    model = train_comparisons(shop, seed=0, rounds=30)
+    tried = model.run["vocabulary"]["average_precision"]
+    assert set(tried) == {"known", "held_out"} and tried[model.run["vocabulary"]["chosen"]] == max(tried.values())
+    assert model.run["valid"]["average_precision"] == pytest.approx(max(tried.values()))
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_of_comparisons_can_be_left_out(shop, group):
+    some = shop["train"].select(range(20))
+    whole, less = (Comparer.fit(shop, drop=drop).compare(some) for drop in ((), (group,)))
+    assert set(whole) - set(less) == {c for c in whole if comparison_group(c) == group} != set()
+    pd.testing.assert_frame_equal(less, whole[list(less)])
+
+
+def test_a_model_of_another_version_is_refused(model, tmp_path):
+    save_comparisons(model, tmp_path / "run")
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(run | {"format": 1}))
+    with pytest.raises(ProdsimError, match="compares as version 1 did"):
+        load_model(tmp_path / "run")
+
+
+def test_vectors_do_not_hang_on_the_hash_seed():
+    code = """
+from prodsim.comparisons import Comparer
+from prodsim.data import load_pairs
+pairs = load_pairs("shop:hard-60")
+print(Comparer.fit(pairs).compare(pairs["test"]).to_numpy(float).tobytes().hex())
+"""
+    vectors = {
+        subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(vectors) == 1 and len(next(iter(vectors))) > 1000, "sums over sets are exact, in whatever order"

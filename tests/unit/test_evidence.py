@@ -12,6 +12,7 @@ from little_shop import listing, little_pairs
 
 from prodsim import evidence
 from prodsim.cli import main
+from prodsim.comparisons import VERSION
 from prodsim.core import ProdsimError
 from prodsim.data import data_hash, save_pairs, seen_status
 from prodsim.evaluation import best_threshold, lexical_scores, pair_metrics
@@ -300,10 +301,31 @@ def test_stopped_queue_goes_on_where_it_was(own_queue, tmp_path, monkeypatch, ca
     trained_cells = [r for r in stored() if r["system"] == "bi"]
     assert {r["seed"] for r in trained_cells} == {0, 2}
     assert {r["training"]["arguments"]["recipe"]["epochs"] for r in trained_cells} == {2}
-    assert all("--epochs 2" in r["command"] and "prodsim evaluate" in r["command"] for r in trained_cells)
+    assert all("--set epochs=2" in r["command"] and "prodsim evaluate" in r["command"] for r in trained_cells)
     assert len(ledger()) == 4, "each cell looks once, and the interrupted one twice"
     capsys.readouterr()
     assert main(["results"]) == 0 and capsys.readouterr().out == "", "nothing is left to do"
+
+
+def test_a_cell_takes_over_what_other_cells_trained(tmp_path, monkeypatch):
+    save_pairs(PAIRS, tmp_path / "data")
+    asked = []
+
+    def stop(data, out, recipe, **options):
+        asked.append((recipe, [path.name for path in options["start"]], options["seed"]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("prodsim.recipes.train_recipe", stop)
+    about = {"data": str(tmp_path / "data"), "seed": 1, "split": "test", "changes": {}, "why": "a test"}
+    trained = [
+        tmp_path / "work" / evidence._slug(f"{about['data']}.test.{part}.seed1") for part in ("bi", "comparisons")
+    ]
+    for cell in ({"system": "best"}, {"system": "cross"}, {"system": "fast"}, {"system": "bi"}):
+        with pytest.raises(KeyboardInterrupt):
+            run_cell({**about, **cell, "name": f"toy.test.{cell['system']}.seed1"}, tmp_path / "work", progress=False)
+        trained[len(asked) > 1].mkdir(parents=True, exist_ok=True)
+    bi, trees = (path.name for path in trained)
+    assert asked == [("best", [], 1), ("cross", [bi], 1), ("fast", [trees], 1), ("bi", [], 1)]
 
 
 def test_cell_on_valid_is_no_look_at_the_test_split(own_queue, tmp_path):
@@ -359,6 +381,7 @@ def test_package_has_a_queue_and_results(monkeypatch):
             for k in ("scores", "flags")
             if k in r
         }
+    used |= {f"candidates/{path.stem}.ranks.csv.gz" for path in (RESULTS / "candidates").glob("*.json")}
     kept = {str(p.relative_to(RESULTS)) for p in RESULTS.rglob("*.csv.gz")}
     assert kept == used, "every file of scores belongs to a result, and every result has its files"
 
@@ -385,6 +408,8 @@ def test_stored_result_keeps_the_contract(path, monkeypatch):
         assert result["metrics"]["threshold_from"] == "valid (in training)"
         training = result["training"]
         assert result["metrics"]["threshold"] == training["valid"]["threshold"], "chosen on validation pairs"
+        if result["system"] == "comparisons":
+            assert training["arguments"]["comparisons"] == VERSION, "a model of the vectors it was scored by"
         if training["arguments"].get("recipe"):  # an encoder, of which one checkpoint was kept
             measured = [r[k] for k in [training["best_metric"]["name"]] for r in training["history"] if k in r]
             assert max(measured) == training["best_metric"]["value"], "chosen on validation pairs"
