@@ -325,7 +325,7 @@ def test_bad_models_and_outputs(prodsim, trained, tiny_model, tmp_path):
         ("train", data, "--model", tiny_model, "--out", tmp_path / "file"): "is not a run",
         ("train", data, "--model", tiny_model, "--out", tmp_path / "file" / "below"): "file",
         ("train", data, "--model", tiny_model, "--out", tmp_path / "m", "--kind", "tri"): "--kind tri",
-        ("train", data, "--model", tiny_model, "--out", tmp_path / "m", "--recipe", "best"): "'best'",
+        ("train", data, "--model", tiny_model, "--out", tmp_path / "m", "--recipe", "nix"): "'nix'",
         ("train", data, "--model", tiny_model, "--out", tmp_path / "m", "--epochs", 0): "epochs is 0",
         ("train", data, "--model", tiny_model, "--out", tmp_path / "m", "--seed", -1): "seed -1",
         ("train", data, "--model", tiny_model, "--out", tmp_path / "m", "--max-minutes", -1): "max-minutes",

@@ -21,7 +21,7 @@ from prodsim.encoders import load_model, score_file, training_pairs
 from prodsim.evaluation import best_threshold, pair_metrics
 from prodsim.recipes import (
     Head,
-    cross_fitted,
+    cross_fitted_logits,
     fit_head,
     load_stack,
     member_changes,
@@ -91,17 +91,17 @@ def test_shares_add_up_and_scale_of_a_member_does_not_matter():
 
 def test_cross_fitted_scores_come_from_heads_that_did_not_see_them():
     opinions, labels = said(n=60)
-    scores = cross_fitted(opinions, labels, seed=3)
-    np.testing.assert_array_equal(scores, cross_fitted(opinions, labels, seed=3))
+    scores = cross_fitted_logits(opinions, labels, seed=3)
+    np.testing.assert_array_equal(scores, cross_fitted_logits(opinions, labels, seed=3))
     turned = labels.copy()
     turned[7] = 1 - turned[7]  # a pair's own label does not reach its own score, save through the folds' balance
     head = fit_head(opinions, labels)
     assert abs(scores - head.logits(opinions)).max() > 1e-6
     assert np.corrcoef(scores, head.logits(opinions))[0, 1] > 0.95
     with pytest.raises(ProdsimError, match="0 pairs of one class"):
-        cross_fitted(opinions, np.zeros(60, dtype=int))
+        cross_fitted_logits(opinions, np.zeros(60, dtype=int))
     with pytest.raises(ProdsimError, match="1 pairs of one class"):
-        cross_fitted(opinions, np.eye(60, dtype=int)[0])
+        cross_fitted_logits(opinions, np.eye(60, dtype=int)[0])
 
 
 # --- a trained stack
@@ -110,7 +110,7 @@ def test_cross_fitted_scores_come_from_heads_that_did_not_see_them():
 def test_threshold_and_metrics_are_those_of_held_out_validation_scores(stack):
     model, _ = stack
     labels = np.asarray(PAIRS["valid"]["label"])
-    held_out = 1 / (1 + np.exp(-cross_fitted(recipes.opinions(model.members, PAIRS["valid"]), labels, 0)))
+    held_out = 1 / (1 + np.exp(-cross_fitted_logits(recipes.opinions(model.members, PAIRS["valid"]), labels, 0)))
     assert model.threshold == pytest.approx(best_threshold(labels, held_out.astype(np.float32)), abs=1e-6)
     measured = pair_metrics(labels, held_out, model.threshold)
     assert model.run["valid"]["average_precision"] == pytest.approx(measured["average_precision"])
