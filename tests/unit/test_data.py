@@ -9,6 +9,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from one_line import message
 
 from prodsim.core import ProdsimError, hash_text
 from prodsim.data import (
@@ -39,15 +40,6 @@ def pairs_of(rows, names=("title", "brand")):
         own = [json.dumps(row[at]) for row in rows]
         table[f"{side}_id"] = [hash_text(text) for text in own]
     return Dataset.from_dict({**table, "label": [row[2] for row in rows]})
-
-
-def message(call, *args, **kwargs):
-    "The one line of the ProdsimError that a call must raise."
-    with pytest.raises(ProdsimError) as caught:
-        call(*args, **kwargs)
-    text = str(caught.value)
-    assert text and "\n" not in text
-    return text
 
 
 # Any text but what no file of text can hold: NUL and half a surrogate pair.

@@ -8,22 +8,13 @@ from functools import partial
 import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
+from one_line import message
 
 from prodsim import registry
-from prodsim.core import ProdsimError
 from prodsim.data import load_pairs
 from prodsim.registry import catalog, fetch, is_registered
 
 HEAD = "left_title,right_title,label\n"
-
-
-def message(call, *args, **kwargs):
-    "The one line of the ProdsimError that a call must raise."
-    with pytest.raises(ProdsimError) as caught:
-        call(*args, **kwargs)
-    text = str(caught.value)
-    assert text and "\n" not in text
-    return text
 
 
 FILES = {"train.csv": HEAD + "a,b,1\n", "test.csv": HEAD + "灯,c,0\n"}
