@@ -259,6 +259,7 @@ TRAINING = (  # what a result keeps of run.json
     "stopped",
     "steps",
     "seconds",
+    "cpu_seconds",
     "resumed",
     "history",
     "vocabulary",

@@ -472,11 +472,11 @@ def train(
     trainer, limit = _trainer(model, recipe, work, *given, validation, seed, max_minutes, log_to, progress)
     trainer.accelerator.wait_for_everyone()
     checkpoint = last_checkpoint(work)
-    started = time.perf_counter()
+    started, spent = time.perf_counter(), time.process_time()
     try:
         with _silent_prints(progress):
             _run(trainer, limit, checkpoint)
-        seconds = time.perf_counter() - started
+        seconds, spent = time.perf_counter() - started, time.process_time() - spent
         model.encoder.eval()
         scores = model.score(pairs["valid"])
         model.threshold = best_threshold(validation.labels, scores)
@@ -493,6 +493,7 @@ def train(
             "stopped": _why_stopped(trainer, limit, recipe),
             "steps": trainer.state.global_step,
             "seconds": round(seconds + (began["seconds"] if began else 0.0), 1),
+            "cpu_seconds": round(spent + (began.get("cpu_seconds", 0.0) if began else 0.0), 1),
             "resumed": checkpoint is not None,
             "history": history,
             "start": began and {k: began[k] for k in ("valid", "best_metric", "stopped", "steps", "history")},
