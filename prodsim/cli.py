@@ -377,7 +377,9 @@ def _embed_job(
     records: Annotated[Path, typer.Argument(help="a folder of shards (.csv, .tsv, .jsonl, .parquet), or one file")],
     out: Annotated[Path, typer.Option(help="folder: one .parquet (id and embedding) a shard")],
     workers: Annotated[int, typer.Option(min=1, help="processes, each with an encoder of its own")] = 1,
-    cluster: Annotated[str | None, typer.Option(help="address of a Ray cluster, or auto; default: this machine")] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="address of a Ray cluster, or auto; default: this machine")
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, help="records a shard, where one file is cut")] = 50_000,
     as_json: Json = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""The index in an engine: the answers of the local one, one line for whatever goes wrong; the job: vectors of the file."""
+"""The index in an engine: the answers of the local one, one line for what goes wrong; the job: vectors of the file."""
 
 import contextlib
 import http.server
@@ -131,7 +131,7 @@ def test_what_an_index_may_not_be(made, tmp_path, tiny_model):
     (tmp_path / "mine" / "letter.txt").write_text("keep me")
     assert "no index; name a new" in message(create, RECORDS, tmp_path / "mine", str(tmp_path / "e"), model=tiny_model)
     assert "no folder of the engine" in message(create, RECORDS, tmp_path / "i", str(tmp_path / "mine"))
-    assert "holds the manifest alone" in message(create, RECORDS, tmp_path / "i", str(tmp_path / "i" / "engine"))
+    assert "which holds the manifest" in message(create, RECORDS, tmp_path / "i", str(tmp_path / "i" / "engine"))
     assert "starts with http://" in message(create, RECORDS, tmp_path / "i", "ftp://engine")
     assert "two different records" in message(
         create, pd.concat([RECORDS, RECORDS.tail(1).assign(id="a")]), tmp_path / "i", str(tmp_path / "e")
@@ -259,9 +259,8 @@ def test_a_worker_skips_mends_and_refuses(tmp_path, tiny_model):
     assert embed()["records"] == 3 and len(read_embeddings(out)[0]) == 3  # the shard changed
     assert "not made by this job's encoder" in embed(by=ShardEmbedder(tiny_model, names, "other", str(out)))["error"]
     RECORDS.to_csv(tmp_path / "two.csv", index=False)
-    assert (
-        "another encoder on this worker" in embed("two.csv", ShardEmbedder(tiny_model, names, "x", str(out)))["error"]
-    )
+    other = ShardEmbedder(tiny_model, names, "x", str(out))
+    assert "another encoder on this worker" in embed("two.csv", other)["error"]
     (tmp_path / "bad.csv").write_text('id,title,price\n1,"x\n')
     assert "bad.csv" in embed("bad.csv")["error"] and sorted(p.name for p in out.iterdir()) == ["one.parquet"]
     (tmp_path / "less.csv").write_text("id,title\n1,x\n")
