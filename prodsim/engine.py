@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['K1', 'B', 'UPSERTED', 'RECORD_FILES', 'connect', 'engine_errors', 'term_number', 'record_weights', 'sparse_vector',
-           'point_id', 'EngineIndex', 'open_index', 'record_shards', 'shard_files', 'ShardEmbedder', 'embed_job',
-           'read_embeddings']
+           'point_id', 'EngineIndex', 'open_index', 'record_shards', 'shard_files', 'ShardEmbedder', 'start_ray',
+           'embed_job', 'read_embeddings']
 
 # %% ../nbs/76_engine.ipynb #e7e9e298
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -513,6 +514,34 @@ def _shard_note(path: Path) -> dict:
         return {}
 
 
+def start_ray(
+    cluster: str | None,  # address of a Ray cluster, or "auto"; None: this machine
+    workers: int,  # that will run at a time
+) -> None:
+    """Join a cluster, or start Ray here.
+
+    Ray gives its own parts a fixed 15 seconds to start (github.com/ray-project/ray/issues/65983): on a busy machine the
+    second attempt finds them in memory. Raises ProdsimError if it fails, too."""
+    import ray
+
+    for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_BACKEND_LOG_LEVEL", "fatal")):
+        os.environ.setdefault(name, value)
+    options = {"address": cluster} if cluster else {"num_cpus": workers + 1, "object_store_memory": 100 * 2**20}
+    options |= {} if cluster else {"include_dashboard": False}
+    for last in (False, True):
+        try:
+            ray.init(logging_level="ERROR", log_to_driver=False, **options)
+            return
+        except (ConnectionError, ValueError) as error:
+            said = " ".join(str(error).split())[:100]
+            raise ProdsimError(f"--cluster {cluster}: cannot be reached ({said}); start it with ray start") from None
+        except Exception as error:  # Ray raises no narrower one
+            ray.shutdown()
+            if last:
+                said = " ".join(str(error).split())[:100]
+                raise ProdsimError(f"Ray does not start here ({said}); free the processor and try again") from None
+
+
 def embed_job(
     model: str | Path | None,  # see `open_encoder`
     records: str | Path,  # a folder of shards, or one file, which is cut into shards in OUT.records
@@ -539,15 +568,9 @@ def embed_job(
     made_by = fingerprint(open_encoder(model, names))
     own = not ray.is_initialized()
     if own:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        here = {} if cluster else {"num_cpus": workers + 1, "object_store_memory": 100 * 2**20}
-        here |= {} if cluster else {"include_dashboard": False}
-        try:
-            ray.init(address=cluster, logging_level="ERROR", log_to_driver=False, **here)
-        except (ConnectionError, ValueError) as error:
-            said = " ".join(str(error).split())[:100]
-            raise ProdsimError(f"--cluster {cluster}: cannot be reached ({said}); start it with ray start") from None
+        start_ray(cluster, workers)
     try:
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
         todo = ray.data.from_items([{"path": str(p)} for p in shards], override_num_blocks=len(shards))
         pool = ray.data.ActorPoolStrategy(size=min(workers, len(shards)))

@@ -279,3 +279,19 @@ def test_the_job_gives_the_vectors_of_the_file(tmp_path, tiny_model):
     assert np.allclose(vectors, np.load(tmp_path / "whole.npy"), atol=1e-5)
     with pytest.raises(ProdsimError, match="name a folder of its own"):
         embed_job(tiny_model, tmp_path / "out.records", tmp_path / "out.records")
+
+
+def test_a_cluster_that_is_not_there(tmp_path, tiny_model, monkeypatch):
+    ray = pytest.importorskip("ray", reason="the extra ray is not installed")
+
+    def away(**options):
+        started.append(options)
+        raise ConnectionError if options.get("address") else RuntimeError("The current node timed out during startup.")
+
+    started = []
+    monkeypatch.setattr(ray, "init", away)
+    RECORDS.to_csv(tmp_path / "shelf.csv", index=False)
+    job = embed_job, tiny_model, tmp_path / "shelf.csv", tmp_path / "out", 1
+    assert "--cluster auto: cannot be reached" in message(*job, "auto") and len(started) == 1
+    assert "Ray does not start here" in message(*job, None) and len(started) == 3
+    assert not (tmp_path / "out").exists()
