@@ -524,7 +524,8 @@ def start_ray(
     second attempt finds them in memory. Raises ProdsimError if it fails, too."""
     import ray
 
-    for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_BACKEND_LOG_LEVEL", "fatal")):
+    quiet_and_awake = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_worker_niceness": "0"}
+    for name, value in quiet_and_awake.items():  # by default its workers give way to every other process
         os.environ.setdefault(name, value)
     options = {"address": cluster} if cluster else {"num_cpus": workers + 1, "object_store_memory": 100 * 2**20}
     options |= {} if cluster else {"include_dashboard": False}
@@ -570,12 +571,12 @@ def embed_job(
     if own:
         start_ray(cluster, workers)
     try:
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
         todo = ray.data.from_items([{"path": str(p)} for p in shards], override_num_blocks=len(shards))
         pool = ray.data.ActorPoolStrategy(size=min(workers, len(shards)))
         given = (None if model is None else str(model), names, made_by, str(out))
         done = todo.map_batches(ShardEmbedder, fn_constructor_args=given, batch_size=1, compute=pool, num_cpus=1)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # which the first data set configures
         told = done.take_all()
     finally:
         if own:
