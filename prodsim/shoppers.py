@@ -28,7 +28,7 @@ def read_orders() -> dict:  # command, revision, machine; head: five real events
     text = resources.files("prodsim").joinpath("results/shoppers.json").read_text(encoding="utf-8")
     return json.loads(text)
 
-# %% ../nbs/24_shoppers.ipynb #d9550150
+# %% ../nbs/24_shoppers.ipynb #0a24266b
 @dataclass(frozen=True)
 class Habits:
     "Every knob of the shoppers. Utilities are in units of the Gumbel noise they compete with."
@@ -39,7 +39,7 @@ class Habits:
     popularity: float = 0.8  # standard deviation of the products' utility that all shoppers share
     loyalty: float = 1.5  # utility of a shopper's favourite brand in the category
     tier: float = 2.0  # utility lost by a product of another price third than the one that is needed
-    sensitivity: float = 3.0  # mean utility lost per unit of log price; varies between shoppers
+    sensitivity: float = 2.0  # mean utility lost per unit of log price; varies between shoppers
     reading: float = 0.6  # utility of a grade of relevance to what was searched for
     views: float = 3.0  # mean products looked at beyond the first
     outside: float = 5.0  # utility of buying nothing
