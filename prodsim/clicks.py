@@ -107,7 +107,7 @@ def relevance_from_clicks(
     where = np.minimum(np.searchsorted(cells, own), len(cells) - 1)
     return np.where(cells[where] == own, mean[where], 0.0)
 
-# %% ../nbs/74_clicks.ipynb #3a9fc09f
+# %% ../nbs/74_clicks.ipynb #2738c3bf
 def swap_propensities(
     log: pd.DataFrame,  # as `click_counts` reads it, with swap: the rank exchanged with the first; 0: no experiment
 ) -> pd.DataFrame:  # by rank: shown (in either place), propensity relative to rank 1, low, high (95 %), falling
@@ -137,7 +137,8 @@ def swap_propensities(
     table = pd.DataFrame(rows, columns=["rank", "shown", "propensity", "low", "high"]).set_index("rank")
     weight = 1 / np.maximum(table["high"] - table["low"], 1e-3) ** 2
     fitted = IsotonicRegression(increasing=False, y_min=1e-3, y_max=1.0)
-    return table.assign(falling=fitted.fit_transform(table.index, table["propensity"], weight))
+    rank = table.index.to_numpy()
+    return table.assign(falling=fitted.fit(rank, table["propensity"], weight).predict(rank))
 
 
 def _added_rates(parts: list[np.ndarray]) -> tuple[float, float]:
@@ -178,7 +179,7 @@ def em_propensities(
             break
     return np.clip(theta / theta[0], 1e-6, 1.0), np.array(history)
 
-# %% ../nbs/74_clicks.ipynb #22855cbb
+# %% ../nbs/74_clicks.ipynb #fb6ff39a
 def softmax_gradients(
     scores: np.ndarray,  # shape (queries, k)
     weights: np.ndarray,  # shape (queries, k), estimated relevance
@@ -198,7 +199,7 @@ def train_ranker(
     rounds: int = 100,  # trees
     seed: int = 0,
 ) -> lightgbm.Booster:  # `rank_scores` applies it
-    """Boosted trees on the listwise softmax loss; the labels may be any real numbers, as inverse propensities make them.
+    """Boosted trees on the listwise softmax loss; labels may be any real numbers, as inverse propensities make them.
 
     Raises ProdsimError for shapes that do not fit, and where no weight is above 0."""
     x, w = np.asarray(features, float), np.asarray(weights, float)

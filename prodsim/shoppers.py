@@ -152,7 +152,7 @@ def price_weeks(
     reduced = _stream(seed, "prices").random((weeks, len(products))) < habits.promotion
     return np.round(products["price"].to_numpy() * np.where(reduced, 1 - habits.discount, 1.0), 2)
 
-# %% ../nbs/24_shoppers.ipynb #b07fb0a4
+# %% ../nbs/24_shoppers.ipynb #5ad6e9dc
 _ASKED = ("brand", "size", "capacity", "colour", "feature", "price")  # what a query may ask for beside the category
 _UNDER = {"en": ("under {}", "below ${}", "less than {}"), "zh": ("{}元以下", "{}以内", "不超过{}元")}
 
@@ -172,7 +172,7 @@ def simulate_queries(
     pick = lambda seq: seq[int(draw() * len(seq))]  # noqa: E731
     colours = {c.split("|")[0]: c.split("|")[:3] for c in COLOURS[language]}
     rows, seen, records = [], set(), products.to_dict("records")
-    for _ in range(60 * n):
+    for _ in range(20 * n + 1000):
         if len(rows) == n:
             break
         p = pick(records)
@@ -181,7 +181,8 @@ def simulate_queries(
             if name == "feature":
                 wishes[name] = pick(p["features"].split("; "))
             elif name == "price":
-                wishes[name] = float(f"{p['price'] * 1.3:.1g}")
+                step = 10.0 ** math.floor(math.log10(p["price"]))
+                wishes[name] = math.ceil(1.1 * p["price"] / step) * step
             elif p[name] == p[name] and p[name] is not None and p[name] != "":
                 wishes[name] = p[name]
         said = [pick(CATEGORIES[p["category"]][language].split("|"))]
@@ -490,7 +491,7 @@ def measure_orders(
         .tolist(),
     }
 
-# %% ../nbs/24_shoppers.ipynb #d547a22c
+# %% ../nbs/24_shoppers.ipynb #0266de73
 @dataclass(frozen=True)
 class ClickLog:
     "Shown lists, what was clicked in them, and the truth."
@@ -579,7 +580,7 @@ def simulate_clicks(
     theta = examination(page, eta)
     grade = grades[asked[:, None], items]
     attraction = noise + (1 - noise) * (np.exp2(grade) - 1) / 7
-    attraction = attraction + (1 - attraction) * trust * theta
+    attraction = np.minimum(attraction + (1 - attraction) * trust * theta, 1.0)
     looked = readers.random(items.shape) < theta
     wanted, leaves = readers.random(items.shape) < attraction, readers.random(items.shape) < stop
     ended = looked & wanted & leaves
