@@ -28,7 +28,7 @@ def read_orders() -> dict:  # command, revision, machine; head: five real events
     text = resources.files("prodsim").joinpath("results/shoppers.json").read_text(encoding="utf-8")
     return json.loads(text)
 
-# %% ../nbs/24_shoppers.ipynb #0a24266b
+# %% ../nbs/24_shoppers.ipynb #a2553d6a
 @dataclass(frozen=True)
 class Habits:
     "Every knob of the shoppers. Utilities are in units of the Gumbel noise they compete with."
@@ -65,7 +65,7 @@ def _checked(knobs: dict) -> Habits:
             raise ProdsimError(f"shoppers: knob {name}={value!r} must be a number from {low} to {high}")
     return out
 
-# %% ../nbs/24_shoppers.ipynb #d3b908d5
+
 def _people(n: int, products: pd.DataFrame, seed: int, habits: Habits):
     "Shoppers, and for each one a share of sessions and a favourite brand per category."
     rng = _stream(seed, "shoppers")
@@ -94,7 +94,7 @@ def _people(n: int, products: pd.DataFrame, seed: int, habits: Habits):
     index = pd.Index(table["user"])
     return table, pd.DataFrame(tastes, index, names), pd.DataFrame(brands, index, names)
 
-# %% ../nbs/24_shoppers.ipynb #946b00f7
+# %% ../nbs/24_shoppers.ipynb #7fada946
 COMPLEMENTS = {  # bought first → what goes into the same basket, and how often
     "camera": {"memory card": 0.55, "external drive": 0.2},
     "laptop": {"external drive": 0.35, "headphones": 0.3, "printer": 0.15},
@@ -141,7 +141,7 @@ def complement_pairs(
         else pd.DataFrame({c: pd.Series(dtype=t) for c, t in columns.items()})
     )
 
-# %% ../nbs/24_shoppers.ipynb #8169fe0d
+# %% ../nbs/24_shoppers.ipynb #25cef8df
 def price_weeks(
     products: pd.DataFrame,  # a catalogue
     weeks: int,
@@ -152,7 +152,7 @@ def price_weeks(
     reduced = _stream(seed, "prices").random((weeks, len(products))) < habits.promotion
     return np.round(products["price"].to_numpy() * np.where(reduced, 1 - habits.discount, 1.0), 2)
 
-# %% ../nbs/24_shoppers.ipynb #5ad6e9dc
+# %% ../nbs/24_shoppers.ipynb #5a658228
 _ASKED = ("brand", "size", "capacity", "colour", "feature", "price")  # what a query may ask for beside the category
 _UNDER = {"en": ("under {}", "below ${}", "less than {}"), "zh": ("{}元以下", "{}以内", "不超过{}元")}
 
@@ -238,7 +238,7 @@ def relevance_grades(
     grade = np.where(met == asked[:, None], 3, np.where((met == asked[:, None] - 1) & (asked[:, None] > 1), 2, 1))
     return (grade * right).astype(np.int8)
 
-# %% ../nbs/24_shoppers.ipynb #7cf3aad7
+# %% ../nbs/24_shoppers.ipynb #eae04829
 def _sessions(people: pd.DataFrame, tastes: pd.DataFrame, queries: pd.DataFrame, days: int, seed: int) -> dict:
     "Who comes when, wanting what: arrays in order of time."
     rng = _stream(seed, "sessions")
@@ -269,7 +269,7 @@ def _sessions(people: pd.DataFrame, tastes: pd.DataFrame, queries: pd.DataFrame,
         "query": query,
     }
 
-# %% ../nbs/24_shoppers.ipynb #5fd58aa6
+
 def _choices(visits, table, people, brands, grades, popularity, prices, need, pairs, habits, seed):
     "Views, baskets and purchases of all sessions, category by category, because a session compares products of one."
     rng = _stream(seed, "choices")
@@ -373,7 +373,7 @@ def _added(session, item, table, pairs, habits, seed):
     taken = rng.random(len(slot)) < habits.complement * chance[slot]
     return np.repeat(session, count)[taken], partner[slot[taken]]
 
-# %% ../nbs/24_shoppers.ipynb #5e633472
+
 EVENT_COLUMNS = ("user", "item", "kind", "time", "quantity", "price")
 _START = np.datetime64("2024-01-01T00:00:00", "us")
 
@@ -445,7 +445,7 @@ def simulate_traffic(
     series = pd.Series(popularity, table["id"].to_numpy(), name="popularity")
     return Traffic(table, events, truth, visits, people, tastes, brands, asked, grades, need, pairs, series, prices)
 
-# %% ../nbs/24_shoppers.ipynb #808a86ec
+# %% ../nbs/24_shoppers.ipynb #6d6e85ef
 def load_traffic(
     variant: str | None = None,  # "zh" for Chinese, a seed, joined by "-"; any left out: "zh", "7", "zh-7"
 ) -> datasets.Dataset:  # user, item, kind, time, quantity, price
@@ -457,7 +457,7 @@ def load_traffic(
         raise ProdsimError(f"shoppers: no variant {variant!r}; it is [zh-][seed], as in zh, 7 or zh-7")
     return events_dataset(simulate_traffic(seed=int(read[2] or 0), language=read[1] or "en").events)
 
-# %% ../nbs/24_shoppers.ipynb #99f1b6ab
+# %% ../nbs/24_shoppers.ipynb #1e4ea69c
 def measure_orders(
     events: pd.DataFrame,  # events of the data contract; an order is what one user purchases at one time
 ) -> dict:  # numbers, and the distributions behind them
@@ -491,7 +491,7 @@ def measure_orders(
         .tolist(),
     }
 
-# %% ../nbs/24_shoppers.ipynb #0266de73
+# %% ../nbs/24_shoppers.ipynb #27102432
 @dataclass(frozen=True)
 class ClickLog:
     "Shown lists, what was clicked in them, and the truth."
