@@ -596,6 +596,8 @@ def load_pairs(
             return _registered_pairs(name, files)
         if base in loader_plugins():
             return _from_plugin(name, loader_plugins()[base].load()(variant or None))
+        if base in event_plugins():
+            raise ProdsimError(f"{name}: holds events, not pairs; see `prodsim datasets`")
     path = Path(data)
     if path.is_file():
         return _pairs_from_file(path)
@@ -640,6 +642,8 @@ def load_records(
         if files is not None:
             kinds = ", ".join(files["kind"].unique())
             raise ProdsimError(f"{name}: holds {kinds}; records are read of {' and '.join(readers)}, and of files")
+        if name.partition(":")[0] in event_plugins():
+            raise ProdsimError(f"{name}: holds events; records are read of {' and '.join(readers)}, and of files")
     path = Path(path_or_name)
     if not path.is_file():
         raise not_found(name)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from prodsim import registry, shoppers
 from prodsim.core import ProdsimError
-from prodsim.data import load_events
+from prodsim.data import load_events, load_pairs, load_records
 from prodsim.shop import catalogue
 
 SMALL = {"products": 120, "shoppers": 80, "queries": 40}
@@ -150,6 +150,9 @@ def test_events_by_name():
         with pytest.raises(ProdsimError, match=said) as caught:
             load_events(name)
         assert "\n" not in str(caught.value)
+    for read in (load_pairs, load_records):
+        with pytest.raises(ProdsimError, match="shoppers:7: holds events"):
+            read("shoppers:7")
 
 
 def test_events_round_trip(traffic, tmp_path):
