@@ -51,7 +51,7 @@ class Habits:
     discount: float = 0.25  # share of the price that a reduction takes off
 
 
-def _checked(knobs: dict) -> Habits:
+def _checked_habits(knobs: dict) -> Habits:
     known = {f.name for f in fields(Habits)}
     if unknown := sorted(set(knobs) - known):
         raise ProdsimError(
@@ -423,7 +423,7 @@ def simulate_traffic(
             raise ProdsimError(f"shoppers: {name}={value!r} must be a whole number of at least {least}")
     if language not in UNITS:
         raise ProdsimError(f"shoppers: no language {language!r}; choose one of {', '.join(UNITS)}")
-    habits = _checked(knobs)
+    habits = _checked_habits(knobs)
     table = catalogue(int(products), int(seed), language)
     asked = simulate_queries(table, queries, seed, language)
     grades = relevance_grades(asked, table)
