@@ -13,11 +13,10 @@ from little_shop import listing, little_pairs
 from prodsim import evidence
 from prodsim.cli import main
 from prodsim.comparisons import VERSION
-from prodsim.core import ProdsimError
+from prodsim.core import RESULTS, ProdsimError, disagreements
 from prodsim.data import data_hash, save_pairs, seen_status
 from prodsim.evaluation import best_threshold, lexical_scores, pair_metrics
 from prodsim.evidence import (
-    RESULTS,
     differences,
     evaluate,
     ledger,
@@ -337,7 +336,7 @@ def test_cell_on_valid_is_no_look_at_the_test_split(own_queue, tmp_path):
 # --- the table
 
 
-def test_summary_by_hand():
+def test_summary_by_hand(folder):
     results = [keep(f"toy.test.judge.seed{s}", s)[0] for s in range(3)]
     keep("toy.test.once.seed0", 5, "once")
     table = summary().set_index("system")
@@ -351,8 +350,13 @@ def test_summary_by_hand():
     assert row["f1_unseen"] == pytest.approx(sum(r["metrics"]["by_seen"]["unseen"]["f1"] for r in results) / 3)
     assert (row["n"], row["n_seen"], row["n_unseen"]) == (50, 10, 40)
     assert pd.isna(table.loc["once", "f1_sd"]) and pd.isna(table.loc["once", "f1_half_seen"])
-    line = markdown_table().splitlines()[-1]
-    assert line.startswith("| toy | 50 (") and f"{100 * mean:.1f} ± {100 * row['f1_sd']:.1f} (" in line
+    (folder / "published.toml").write_text(
+        '[[system]]\nname = "Peer"\nparameters = 9\nf1 = { toy = 61.5, other = 3.0 }\n'
+    )
+    names, _, size, judge, once, peer = markdown_table().splitlines()
+    assert names == "|  | toy |" and size.startswith("| test pairs (matches) | 50 (")
+    assert judge.startswith(f"| judge | {100 * mean:.1f} ± {100 * row['f1_sd']:.1f} (") and once.startswith("| once | ")
+    assert peer == "| *Peer as published (9 M)* | *61.5* |"
 
 
 def test_table_without_results():
@@ -422,3 +426,20 @@ def test_the_contract_has_a_line_for_every_look():
         assert (
             all(look[k] for k in ("when", "data", "what", "why", "version")) and Path(look["data"]).name == look["data"]
         )
+
+
+@pytest.mark.parametrize(
+    "kept, again, lines",
+    [
+        ({"f1": 0.5, "seconds": 3}, {"f1": 0.5 + 1e-12}, []),
+        ({"f1": 0.5}, {"f1": 0.6}, ["run.f1: 0.5, 0.6"]),
+        ({"f1": 0.5}, {"f1": 0.5, "n": 2}, ["run.n: None, 2"]),
+        ({"by": [1, 2, 3]}, {"by": [1, 2]}, ["run.by: 3 entries, 2"]),
+        ({"by": None}, {"by": [1.0]}, ["run.by: None entries, 1"]),
+        ({"5": {"recall": 1.0}}, {5: {"recall": 0.9}}, ["run.5.recall: 1.0, 0.9"]),
+        ({"f1": float("nan")}, {"f1": 0.5}, ["run.f1: nan, 0.5"]),
+        ({"f1": None}, {"f1": None}, []),
+    ],
+)
+def test_disagreements_name_the_place(kept, again, lines):
+    assert disagreements("run", kept, again) == lines
