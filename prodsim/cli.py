@@ -953,6 +953,36 @@ def _bench_search(
     print(f"{result['data']}: {result['queries']} queries, {result['products']:,} products")
 
 
+@app.command("demo")
+def _demo(
+    folder: Folder,
+    pairs: Annotated[
+        str | None, typer.Option(help="labelled pairs for the slider: a registered name or a path; its split valid")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="of the page; 0: any that is free")] = 8000,
+    model: Annotated[str | None, typer.Option(help="the encoder, if it has moved")] = None,
+) -> None:
+    "Show an index as a page on this machine: search, reasons, similar products, a line with precision and recall."
+    from prodsim.data import load_pairs
+    from prodsim.demo import Demo, serve
+    from prodsim.search import open_search
+
+    known = None
+    if pairs is not None:
+        splits = load_pairs(pairs)
+        if not (part := next((s for s in ("valid", "train") if s in splits), None)):
+            raise ProdsimError(f"--pairs {pairs}: needs a split valid or train; a test split is not for choosing")
+        known = splits[part]
+    server = serve(Demo(open_search(folder, model), known), port)
+    print(f"http://127.0.0.1:{server.server_port}  (stop with Ctrl-C)", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.server_close()
+
+
 @app.command("similar")
 def _similar(
     folder: Folder,
