@@ -8,14 +8,15 @@ __all__ = ['FEATURES', 'DEPTH', 'FIELDS', 'SYSTEMS', 'CHINESE', 'word_form', 'se
            'both_readings', 'summarise_search', 'chorus_judgments', 'kept_embeddings', 'run_search', 'search_latency',
            'stored_searches', 'search_differences', 'summarise_chinese', 'run_search_chinese']
 
-# %% ../nbs/72_search.ipynb #29c9e026
+# %% ../nbs/72_search.ipynb #754d4ebc
 import json
 import re
 import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 
@@ -40,7 +41,7 @@ from .evaluation import ndcg
 from .evidence import note_look
 from .index import CatalogueIndex, read_query
 
-# %% ../nbs/72_search.ipynb #142c9e38
+# %% ../nbs/72_search.ipynb #6ffd2c6e
 _MEASURE = re.compile(
     r"(\d+(?:[.,]\d+)?)\s*(inch|[kmgt]b|mah|[kmg]?hz|[mck]?m|mp|dpi|k?w|k?g|ml|ft|l|v)\b|(\d+(?:[.,]\d+)?)\s*[\"″”]",
     re.I,
@@ -66,7 +67,7 @@ def search_words(
     found = [word_form(p) for w in words(flat) for p in _PIECES.findall(w)]
     return [w for w in found if not _HAN.fullmatch(w)] + _HAN.findall(flat)
 
-# %% ../nbs/72_search.ipynb #10f9515e
+# %% ../nbs/72_search.ipynb #cdf48b1d
 _BRAND = ("brand", "supplier", "manufacturer", "maker", "vendor", "品牌")
 
 
@@ -132,6 +133,15 @@ class Vocabulary:
         kinds = [s for s in spans if s in self.phrases and s not in self.brands and not s[0].isdigit()]
         return Reading(text, kept, changes, brand, kinds[0] if kinds else None, [w for w in kept if w[0].isdigit()])
 
+    @cached_property
+    def _by_length(self) -> dict[int, list[str]]:
+        "Words that a slip may have meant."
+        out: dict[int, list[str]] = {}
+        for w, n in self.counts.items():
+            if n >= 3 and w.isascii() and w.isalpha():
+                out.setdefault(len(w), []).append(w)
+        return out
+
     def _nearest(self, word: str) -> str | None:
         "The most frequent word of at least three records one slip away (two from eight letters on)."
         from rapidfuzz.distance import OSA
@@ -140,12 +150,12 @@ class Vocabulary:
         if len(word) < 4 or not word.isascii() or not word.isalpha():
             return None
         slips = 2 if len(word) >= 8 else 1
-        known = [w for w, n in self.counts.items() if n >= 3 and abs(len(w) - len(word)) <= slips + 1 and w.isalpha()]
+        known = [w for n in range(len(word) - slips, len(word) + slips + 2) for w in self._by_length.get(n, ())]
         forms = (word, f"{word}s")  # "wireles" lost an s as a slip, not as a plural
         found = [f for w in forms for f in extract(w, known, scorer=OSA.distance, score_cutoff=slips, limit=20)]
         return min(found, key=lambda f: (f[1], -self.counts[f[0]], f[0]))[0] if found else None
 
-# %% ../nbs/72_search.ipynb #33700b2c
+# %% ../nbs/72_search.ipynb #80b29139
 def kind_texts(
     records: pd.DataFrame,  # one column an attribute
     names: list[str],  # the title first
@@ -161,7 +171,7 @@ def kind_texts(
         texts.append(" ".join(found[:4]))
     return texts
 
-# %% ../nbs/72_search.ipynb #59b59e6b
+# %% ../nbs/72_search.ipynb #a70cd531
 FEATURES = (
     "words of the title", "words of the description", "words of short attributes", "words of all attributes",
     "best field", "meaning", "meaning below the best", "meaning of the best", "kind of thing", "ranks fused",
@@ -186,7 +196,8 @@ class ProductSearch:
     vocabulary: Vocabulary
     ranker: object = None  # a Ranker; None: fused ranks
     tokenizer: object = None  # of the encoder, to notice a script it cannot read
-    _split: dict = field(default_factory=dict, repr=False)  # words of records that were looked at
+    _split: dict = field(default_factory=dict, repr=False)  # words of title and second attribute, where looked at
+    _found: dict = field(default_factory=dict, repr=False)  # words of whole records, where shown
 
     @classmethod
     def fit(
@@ -201,7 +212,8 @@ class ProductSearch:
         if not len(records) or (twice := records["id"].duplicated()).any():
             what = f"the id {records['id'][twice].iloc[0]!r} stands twice" if len(records) else "no record"
             raise ProdsimError(f"the catalogue cannot be searched: {what}; ids must be unique")
-        records = records.reset_index(drop=True)
+        records = records.reset_index(drop=True).astype(object)
+        records = records.where(records.notna(), None)
         names = list(names or [c for c in records if c != "id"])
         tokens = {n: [search_words(v) if isinstance(v, str) else [] for v in records[n]] for n in names}
         lexical = {}
@@ -222,7 +234,8 @@ class ProductSearch:
     ) -> tuple[np.ndarray, np.ndarray, int]:  # rows, shape (rows, FEATURES), how many of the rows are candidates
         "Candidates by words and by meaning, best first by fused ranks, and what is known about each."
         text, readable = " ".join(reading.words), self.readable(reading)
-        scores = {f: index.scores([text])[0] for f, index in self.lexical.items()}
+        needed = FIELDS if rerank else ("short", "all")
+        scores = {f: self.lexical[f].scores([text])[0] for f in needed}
         scores = {f: s / max(float(s.max()), 1e-9) for f, s in scores.items()}
         vector = self.embed([reading.plain])[0]
         cosines = self.vectors @ vector if readable else np.zeros(len(self.records), np.float32)
@@ -232,16 +245,18 @@ class ProductSearch:
         listed = [_first(scores["short"], DEPTH, 0), _first(scores["all"], DEPTH // 2, 0)]
         listed += [_first(cosines, DEPTH, -1)] if readable else []
         rows = np.unique(np.concatenate(listed))
-        both = np.stack([scores["short"], cosines], axis=-1)[None, :, : 1 + readable]
-        fused = reciprocal_ranks(both)[0] if len(rows) else np.zeros(len(self.records))
-        rows = rows[np.argsort(-fused[rows], kind="stable")]
         n, rest = len(rows), [b for b in besides if b not in set(rows.tolist())]
-        rows = np.concatenate([rows, np.array(rest, int)])
+        rows, fused = np.concatenate([rows, np.array(rest, int)]), 0.0
+        for s in [scores["short"], cosines][: 1 + readable]:
+            fused += 1 / (61 + np.searchsorted(np.sort(-s), -s[rows]))
+        fused = np.zeros(len(rows)) + fused
+        order = np.concatenate([np.argsort(-fused[:n], kind="stable"), np.arange(n, len(rows))])
+        rows, fused = rows[order], fused[order]
         if not rerank:
             features = np.zeros((len(rows), len(FEATURES)), np.float32)
-            told = {"ranks fused": fused, "meaning": cosines, "words of short attributes": scores["short"]}
+            told = {"meaning": cosines[rows], "words of short attributes": scores["short"][rows], "ranks fused": fused}
             for name, values in told.items():
-                features[:, FEATURES.index(name)] = values[rows]
+                features[:, FEATURES.index(name)] = values
             features[:, FEATURES.index("kind of thing")] = self.kinds[rows] @ vector
             return rows, features, n
         return rows, self._features(reading, vector, rows, n, scores, cosines, fused), n
@@ -280,7 +295,7 @@ class ProductSearch:
             brand = np.maximum(brand, self.records[c].iloc[rows].to_numpy() == reading.brand)
         columns = [
             s["title"], s["rest"], s["short"], s["all"], np.maximum(s["title"], s["rest"]), cos, cos - best,
-            np.full(len(rows), best), kind, fused[rows], *share, [min(a, default=30) for a in at],
+            np.full(len(rows), best), kind, fused, *share, [min(a, default=30) for a in at],
             [len(t) - 1 - max(a) if a else 30 for t, a in zip(titles, at, strict=True)], [len(t) for t in titles],
             [len(o) for o in others], brand, price, near @ cos[:n], near @ s["short"][:n], near @ kind[:n],
             alike[:, :10].mean(axis=1) if n else np.zeros(len(rows)),
@@ -334,8 +349,9 @@ class ProductSearch:
     def _result(self, reading: Reading, row: int, score: float, features: np.ndarray) -> dict:
         record = {n: v if isinstance(v, str) else None for n, v in self.records.iloc[row].items()}
         told = dict(zip(FEATURES, np.clip(features.astype(float), 0, 1), strict=True))
-        found = {w for n in self.names for w in search_words(record[n] or "")}
-        matched = [w for w in reading.words if w in found]
+        if row not in self._found:
+            self._found[row] = {w for n in self.names for w in search_words(record[n] or "")}
+        matched = [w for w in reading.words if w in self._found[row]]
         dimensions = {"words": told["words of short attributes"], "meaning": told["meaning"]}
         dimensions |= {"kind": told["kind of thing"], "matched": len(matched) / max(len(reading.words), 1)}
         return {"id": record["id"], "score": score, "dimensions": dimensions, "matched": matched, "record": record}
@@ -376,9 +392,9 @@ class ProductSearch:
         "Values that many of the found records share; attributes whose values hardly repeat are left out."
         out = {}
         for n in self.names:
-            counts = self.records[n].iloc[rows].dropna().value_counts()
-            if len(counts) > 1 and counts.sum() >= 2 * len(counts):
-                out[n] = {str(v): int(c) for v, c in counts.head(most).items()}
+            counts = Counter(v for v in self.records[n].to_numpy()[rows] if isinstance(v, str))
+            if len(counts) > 1 and counts.total() >= 2 * len(counts):
+                out[n] = dict(counts.most_common(most))
         return out
 
     def _known(self, name: str, also: tuple[str, ...] = ()) -> None:
@@ -416,7 +432,7 @@ def field_names(
     short = [n for n in names if records[n].dropna().astype(str).str.len().mean() <= 200] or names[:1]
     return {"title": names[:1], "rest": names[1:2] or names[:1], "short": short, "all": names}
 
-# %% ../nbs/72_search.ipynb #88b21200
+# %% ../nbs/72_search.ipynb #a4bee730
 @dataclass
 class Ranker:
     "Boosted trees that say what a result is worth, from 0 (nothing) to 1 (just what was asked for)."
@@ -496,7 +512,7 @@ def _boost(features, grades, unjudged: float, leaves: int, trees: int, bags: int
     options |= {"max_bin": 63, "verbosity": -1, "num_threads": 1, "deterministic": True}
     return [lightgbm.train({**options, "seed": s}, data, trees) for s in range(bags)]
 
-# %% ../nbs/72_search.ipynb #3484764b
+# %% ../nbs/72_search.ipynb #b5869a81
 def paired_gain(
     a: np.ndarray,  # (queries,) a metric of one system
     b: np.ndarray,  # (queries,) of another
@@ -511,7 +527,7 @@ def paired_gain(
     p = (1 + (swapped >= abs(d.mean()) - 1e-12).sum()) / (draws + 1)
     return {"gain": float(d.mean()), "low": float(low), "high": float(high), "p_value": float(p)}
 
-# %% ../nbs/72_search.ipynb #123a569b
+# %% ../nbs/72_search.ipynb #d66f3f29
 def open_search(
     folder: str | Path,  # of an index
     model: str | Path | None = None,  # None: the one the index names
@@ -547,7 +563,7 @@ def _write_search(folder: Path, state: str, search: ProductSearch) -> None:
         for f, index in search.lexical.items():
             index.scorer.save(str(new / f), show_progress=False)
             write_json(new / f"{f}.json", index.vocabulary)
-        write_json(new / "vocabulary.json", vars(search.vocabulary))
+        write_json(new / "vocabulary.json", asdict(search.vocabulary))
         write_json(new / "search.json", {"state": state})
 
 
@@ -594,7 +610,7 @@ def learn_search(
     ranker.save(Path(folder) / "ranker.json")
     return {"queries": len(grades), "judgments": len(table), "floor": ranker.floor}
 
-# %% ../nbs/72_search.ipynb #51e0da9f
+# %% ../nbs/72_search.ipynb #fb979657
 SYSTEMS = (
     "words as they stand", "meaning", "ranks fused", "word forms", "forms and meaning fused",
     "ranker, judged alone", "ranker, unjudged as 0",
@@ -817,7 +833,7 @@ def search_differences(
     again = summarise_chinese(table) if result["name"] == "ecomgpt-zh" else summarise_search(table)
     return disagreements(f"{result['name']}.systems", result["systems"], again)
 
-# %% ../nbs/72_search.ipynb #4648525c
+# %% ../nbs/72_search.ipynb #106f08ce
 CHINESE = {  # name → a text's terms
     "characters": lambda text: [c for c in text.lower() if c.isalnum()],
     "pairs of characters": words,
