@@ -16,6 +16,7 @@ if "google.colab" in sys.modules:  # elsewhere prodsim is already installed
     source = os.environ.get("PRODSIM_SOURCE", "git+{git_url}")
     %pip install -q "prodsim[{extras}] @ {{source}}\""""
 SEARCH = ("70_candidates", "71_index", "74_clicks")  # chapters that need the extra `search` as well
+ENGINE = ("76_engine",)  # and those that need an engine and a job, too
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
     "(https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/{path})"
@@ -46,7 +47,8 @@ def badge(path: str, config: dict[str, str]) -> str:
 
 def install_cell(config: dict[str, str], name: str = "") -> str:
     "The cell that installs prodsim in Colab, with what the chapter needs."
-    return INSTALL_CELL.format(git_url=config["git_url"], extras="offline,search" if name in SEARCH else "offline")
+    extras = "offline,search,engine,ray" if name in ENGINE else "offline,search" if name in SEARCH else "offline"
+    return INSTALL_CELL.format(git_url=config["git_url"], extras=extras)
 
 
 def relink(text: str, config: dict[str, str]) -> str:
