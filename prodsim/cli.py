@@ -946,8 +946,8 @@ def _search_index(
 
     read_query(query)
     if in_engine(folder):
-        if condition or sort != "relevance" or page > 1:
-            raise ProdsimError(f"{folder}: an index in an engine has no filters, sorting or pages; make a local one")
+        if condition or page > 1 or sort != "relevance":
+            raise ProdsimError(f"{folder}: --filter, --sort and --page need a local index, this one is in an engine")
         _print_found(open_index(folder, model).search(query, k), as_json)
         return
     found = open_search(folder, model).search(query, k, page, condition or (), sort, rerank)
