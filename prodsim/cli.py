@@ -185,7 +185,7 @@ def _train(
     out: Annotated[Path, typer.Option(help="folder of the finished model; work in progress stands in OUT.partial")],
     kind: Annotated[
         str,
-        typer.Option(help="cross (reads both records together), bi (a vector per record) or comparisons"),
+        typer.Option(help="cross (reads both records together), bi (a vector per record), comparisons or fusion"),
     ] = "cross",
     recipe: Annotated[
         str | None,
@@ -279,8 +279,9 @@ def _field(text: str) -> tuple[str, object]:
 
 def _known_kind(kind: str) -> str:
     from prodsim.encoders import KINDS
+    from prodsim.recipes import trainers
 
-    kinds = (*KINDS, "comparisons")
+    kinds = (*KINDS, "comparisons", *trainers())
     if kind not in kinds:
         raise ProdsimError(f"--kind {kind}: choose one of {', '.join(kinds)}")
     return kind
@@ -382,13 +383,16 @@ def _results(
     "Fill the table of results, cell by cell; stopped and started again it goes on where it was."
     from prodsim.candidates import candidate_differences, stored_candidates
     from prodsim.evidence import differences, pending, queue, run_cell, stored
+    from prodsim.similarity.worth import stored_worth, worth_differences
 
     if check:
         wrong = [line for result in stored() for line in differences(result)]
         wrong += [line for result in stored_candidates() for line in candidate_differences(result)]
+        wrong += [line for result in stored_worth() for line in worth_differences(result)]
         if wrong:
             raise ProdsimError(f"{len(wrong)} stored metrics do not follow from their scores, the first: {wrong[0]}")
-        print(f"{len(stored()) + len(stored_candidates())} results, every metric recomputed from its scores")
+        n = len(stored()) + len(stored_candidates()) + len(stored_worth())
+        print(f"{n} results, every metric recomputed from its scores")
         return
     cells, open_ = queue(), {c["name"] for c in pending()}
     if list_cells:
@@ -979,3 +983,61 @@ def _bench_index(
     took = measured["embedding_seconds"]
     embedded = "kept from before" if took is None else f"embedded in {took:.0f} s"
     print(f"{products:,} titles, {embedded}; {measured['machine']['processor']}")
+
+# %% ../nbs/91_cli.ipynb #5d1a0001
+@app.command("dimensions")
+def _dimensions(
+    data: Annotated[str | None, typer.Argument(help="pairs by name or path; none: list the dimensions")] = None,
+    split: Annotated[
+        str, typer.Option(help="whose pairs are scored; a registered test: a line in the ledger")
+    ] = "valid",
+    seed: Annotated[int, typer.Option(min=0, help="of trees and folds")] = 0,
+    as_json: Json = False,
+) -> None:
+    "List the dimensions of likeness, or measure what each is worth on a data set: alone, and left out; stored."
+    from prodsim.similarity.dimensions import all_dimensions
+    from prodsim.similarity.worth import run_worth
+
+    if data is None:
+        rows = [
+            {"dimension": d.name, "group": d.group, "needs": d.needs, "about": d.about}
+            for d in all_dimensions().values()
+        ]
+        _print_json({"dimensions": rows}) if as_json else _print_table(rows, ["dimension", "group", "needs", "about"])
+        return
+    result = run_worth(data, split, seed)
+    if as_json:
+        _print_json(result)
+        return
+    fusion, rows = result["metrics"]["fusion"], []
+    for n in result["known"]:
+        gain = result["metrics"][f"without {n}"]["fusion_gain"]
+        row = {
+            "dimension": n,
+            "known": result["known"][n],
+            "alone": result["metrics"][f"only {n}"]["average_precision"],
+        }
+        rows.append(row | {"missed": gain["difference"], "from": gain["low"], "to": gain["high"]})
+    _print_table(rows, list(rows[0]))
+    for n, why in result["missing"].items():
+        print(f"{n}: {why}")
+    said = "F1 {f1:.3f}, average precision {average_precision:.3f}, log loss {log_loss:.3f}, ECE {ece:.3f}"
+    print(f"{result['name']}: " + said.format(**fusion))
+
+
+@app.command("bench-dimensions")
+def _bench_dimensions(
+    pairs: Annotated[str, typer.Option(help="how many, by commas")] = "20000,100000",
+    products: Annotated[int, typer.Option(min=100, help="of the shop they are drawn from")] = 2000,
+    store: Annotated[bool, typer.Option("--store", help="keep the table among the results")] = False,
+) -> None:
+    "Measure how long pairs take in all dimensions but interaction, and how much memory."
+    from prodsim.similarity.worth import measure_speed, store_speed
+
+    sizes = tuple(int(n) if n.strip().isdigit() else 0 for n in pairs.split(","))
+    if 0 in sizes:
+        raise ProdsimError(f"bench-dimensions --pairs {pairs}: whole numbers with commas between, as in 20000,100000")
+    said = "{pairs:,} pairs of {records:,} records: {seconds:.0f} s, {cpu_seconds:.0f} s of one core"
+    rows = measure_speed(sizes, products, log=lambda row: print(said.format(**row), flush=True))
+    if store:
+        print(store_speed(rows, f"prodsim bench-dimensions --pairs {pairs} --products {products} --store"))
