@@ -16,6 +16,7 @@ if "google.colab" in sys.modules:  # elsewhere prodsim is already installed
     source = os.environ.get("PRODSIM_SOURCE", "git+{git_url}")
     %pip install -q "prodsim[{extras}] @ {{source}}\""""
 SEARCH = ("70_candidates", "71_index")  # chapters that need the extra `search` as well
+MORE = {"similarity/40_explanation": "offline,explain", "similarity/50_relations": "offline,behaviour"}
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
     "(https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/{path})"
@@ -46,7 +47,8 @@ def badge(path: str, config: dict[str, str]) -> str:
 
 def install_cell(config: dict[str, str], name: str = "") -> str:
     "The cell that installs prodsim in Colab, with what the chapter needs."
-    return INSTALL_CELL.format(git_url=config["git_url"], extras="offline,search" if name in SEARCH else "offline")
+    extras = "offline,search" if name in SEARCH else MORE.get(name, "offline")
+    return INSTALL_CELL.format(git_url=config["git_url"], extras=extras)
 
 
 def relink(text: str, config: dict[str, str]) -> str:
