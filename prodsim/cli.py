@@ -1041,3 +1041,43 @@ def _bench_dimensions(
     rows = measure_speed(sizes, products, log=lambda row: print(said.format(**row), flush=True))
     if store:
         print(store_speed(rows, f"prodsim bench-dimensions --pairs {pairs} --products {products} --store"))
+
+# %% ../nbs/91_cli.ipynb #5d1a0002
+@app.command("compare")
+def _compare(
+    model: Model,
+    left: Annotated[str | None, typer.Option(help='a record as JSON: \'{"title": "…"}\'')] = None,
+    right: Annotated[str | None, typer.Option(help="the other record")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="or a file of pairs")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="why, and what would turn the verdict")] = False,
+    words: Annotated[int, typer.Option(min=0, help="of a cross-encoder: steps of integrated gradients; 0: none")] = 0,
+    as_json: Json = False,
+) -> None:
+    "Score two records, or pairs of a file: probability, verdict, each dimension's value and contribution."
+    from prodsim.data import stream_pairs
+    from prodsim.similarity.explanation import explain_pairs, explanation_text, one_pair
+
+    if (pairs is None) == (left is None and right is None) or (left is None) != (right is None):
+        raise ProdsimError("compare takes --left JSON and --right JSON, or --pairs FILE")
+    judge = _open_model(model)
+    chunks = [one_pair(judge, _record(left, "left"), _record(right, "right"))] if pairs is None else stream_pairs(pairs)
+    told = (t for chunk in chunks for t in explain_pairs(judge, chunk, explain or words > 0, words))
+    if as_json:
+        found = list(told)
+        _print_json(found[0] if pairs is None else {"pairs": found})
+        return
+    for t in told:
+        if pairs is not None and not explain:
+            verdict = {True: "match", False: "no match", None: "no threshold"}[t["match"]]
+            print(f"{t.get('left_id', '')}\t{t.get('right_id', '')}\t{t['score']:.4f}\t{verdict}")
+            continue
+        if t["base"] is None:
+            print("\n".join(f"{d['name']} {d['value']:.3f}" for d in t["dimensions"]))
+        print(explanation_text(t))
+
+
+def _record(text: str, side: str) -> dict:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ProdsimError(f"--{side} is not JSON ({error}): write one object, as in " + '{"title": "…"}') from None

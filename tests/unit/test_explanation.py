@@ -6,12 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from little_shop import little_pairs
-from scipy import special
-
-from prodsim.cli import main
-from prodsim.comparisons import train_comparisons
-from prodsim.core import ProdsimError
-from prodsim.data import save_pairs
 from prodsim.similarity.explanation import (
     attribute_flips,
     attribute_table,
@@ -24,6 +18,12 @@ from prodsim.similarity.explanation import (
     smallest_flip,
     word_attributions,
 )
+from scipy import special
+
+from prodsim.cli import main
+from prodsim.comparisons import train_comparisons
+from prodsim.core import ProdsimError
+from prodsim.data import save_pairs
 from prodsim.similarity.fusion import HEADS, train_fusion
 
 PAIRS = little_pairs(train=160)
@@ -106,7 +106,8 @@ def test_plain_models_are_taken_apart_as_far_as_it_goes(runs):
 
     model = load_model(runs[0] / "comparisons")
     told = explain_pairs(model, TEST.iloc[:3], explain=True)
-    assert {d["name"] for d in told[0]["dimensions"]} <= {"words", "codes", "numbers", "grams", "likeness", "attributes"}
+    groups = {"words", "codes", "numbers", "grams", "likeness", "attributes"}
+    assert {d["name"] for d in told[0]["dimensions"]} <= groups
     assert np.allclose([t["score"] for t in told], model.score(TEST.iloc[:3]), atol=1e-6)
     assert "adds" in explanation_text(told[0]) and set(read_attributes(model)) == {"title", "price"}
 
