@@ -14,7 +14,6 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +23,9 @@ from scipy.optimize import minimize
 from scipy.stats import binomtest
 
 from .comparisons import amount, codes, words
-from .core import ProdsimError, machine, revision, write_json
+from .core import ProdsimError, disagreements, provenance, results_folder, write_json, write_table
 from .data import attributes, data_hash, load_pairs, record_ids
-from .evidence import _write_gz, note_look, results_folder
+from .evidence import note_look
 
 # %% ../nbs/70_candidates.ipynb #4b030942
 def trigrams(
@@ -412,10 +411,10 @@ def run_candidates(
     ranks, facts = rank_matches(pairs, split, encoder.embed)
     folder, file = results_folder() / "candidates", f"{name}.ranks.csv.gz"
     command = f"prodsim candidates {data} --split {split}" + (f" --model {model}" if model else "")
-    _write_gz(folder / file, ranks.astype({c: "Int64" for c in ranks.columns[2:]}))
+    write_table(folder / file, ranks.astype({c: "Int64" for c in ranks.columns[2:]}))
     result = {"name": name, "data": data, "split": split, "command": command, "queries": len(ranks), **facts}
     result |= {"recall": summarise_ranks(ranks), "ranks_file": file, "data_hash": data_hash(pairs)}
-    result |= {"revision": revision(), "machine": machine(), "when": datetime.now(UTC).isoformat(timespec="seconds")}
+    result |= provenance()
     write_json(folder / f"{name}.json", result)
     return result
 
@@ -447,10 +446,4 @@ def candidate_differences(
     again = summarise_ranks(stored_ranks(result))
     if set(again) != set(result["recall"]):
         return [f"{result['name']}: systems {sorted(result['recall'])}, ranks {sorted(again)}"]
-    wrong = []
-    for system, rows in again.items():
-        for k, row in rows.items():
-            old = result["recall"][system].get(k, {})
-            bad = [m for m in row if abs(old.get(m, np.inf) - row[m]) > 1e-9]
-            wrong += [f"{result['name']}.{system}.{k}.{m}: {old.get(m)}, {row[m]}" for m in bad]
-    return wrong
+    return disagreements(f"{result['name']}.recall", result["recall"], again)

@@ -24,9 +24,17 @@ from datasets import Dataset, load_from_disk
 
 from .candidates import LexicalIndex, Signals, _bm25s, model_numbers, propose, trigrams
 from .comparisons import squash
-from .core import ProdsimError, atomic_dir, atomic_file, machine, restore_dir, revision, write_json
+from prodsim.core import (
+    ProdsimError,
+    atomic_dir,
+    atomic_file,
+    machine,
+    restore_dir,
+    results_folder,
+    revision,
+    write_json,
+)
 from .data import components
-from .evidence import results_folder
 from .encoders import DEFAULT_MODEL, UNKNOWN_LIMIT, load_model, pretrained, unknown_share
 
 # %% ../nbs/71_index.ipynb #20e56994

@@ -36,7 +36,7 @@ from sentence_transformers.base.sampler import DefaultBatchSampler
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import TrainerState
 
-from .contrastive import ContrastiveLoss, GroupBatches, match_groups
+from .contrastive import ContrastiveLoss, GroupBatches, match_groups, record_weights
 from .core import ProdsimError, colors, has_bf16, machine, replace_dir, revision, seed_everything, write_json
 from prodsim.encoders import (
     DEFAULT_MODEL,
@@ -311,8 +311,12 @@ def _trainer(model, recipe, work, left, right, labels, weights, validation, seed
         return np.array([len(ids) for ids in model.tokenizer(texts, verbose=False, truncation=False)["input_ids"]])
 
     if recipe.objective == "groups":
-        texts, groups, sides = match_groups(left, right, labels)
-        table = Dataset.from_dict({"text": texts, "label": groups})
+        joined = np.asarray(labels) if weights is None else np.asarray(labels) * (weights > 0)
+        texts, groups, sides = match_groups(left, right, joined)
+        given = groups
+        if weights is not None:
+            given = np.column_stack([groups, record_weights(left, right, joined, weights)])
+        table = Dataset.from_dict({"text": texts, "label": given.tolist()})
         sampler = partial(GroupBatches, groups=groups, sides=sides)
         loss = ContrastiveLoss(model.encoder, recipe.temperature)
     else:
@@ -415,7 +419,8 @@ def train(
 ) -> PairModel:  # the best checkpoint, with the threshold chosen on validation pairs
     """Fine-tune an encoder on labelled pairs; keep the checkpoint with the best validation metric.
 
-    A column `weight` of the training pairs weighs them in objective `pairs`; groups know no weights.
+    A column `weight` of the training pairs weighs them; in objective `groups` a record counts
+    what its matches do on average.
 
     Raises ProdsimError for data without usable train and valid splits, an encoder that is missing or cannot read the
     text, an `out` that is no run, a resume with other arguments, a `start` made with others, and a full disk."""

@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from importlib import resources
 from itertools import islice
 from pathlib import Path
 
@@ -26,7 +25,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset, DatasetDict
 
-from ..core import ProdsimError, atomic_file, colors, machine, revision, write_json
+from ..core import ProdsimError, atomic_file, colors, machine, results_folder, revision, write_json
 from ..data import seen_status
 from .duplicates import duplicate_findings, duplicate_groups, pair_keys, record_duplicate_findings
 from prodsim.quality.labels import (
@@ -383,5 +382,5 @@ def store_cost(
 
 def read_cost() -> dict | None:  # as `store_cost` left it; None where nothing is stored
     "The stored cost of the audit."
-    path = resources.files("prodsim").joinpath("results/audit_cost.json")
+    path = results_folder() / "audit_cost.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

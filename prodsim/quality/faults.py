@@ -8,14 +8,9 @@ __all__ = ['FAULTS', 'TRUTH', 'CONDITIONS', 'break_encoding', 'leave_html', 'typ
            'recompute_faults', 'fault_differences', 'fault_table', 'found_table', 'worth_table']
 
 # %% ../../nbs/quality/50_faults.ipynb #65be3b43
-import csv
-import gzip
-import io
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 
 import lightgbm
@@ -24,7 +19,7 @@ import pandas as pd
 from datasets import Dataset, DatasetDict
 
 from ..comparisons import ROUNDS, TREES
-from ..core import ProdsimError, atomic_file, machine, revision, write_json
+from ..core import ProdsimError, disagreements, provenance, results_folder, write_json, write_table
 from ..data import attributes, data_hash, record_ids, repeated_pairs, seen_status
 from ..evaluation import best_threshold, lexical_scores, pair_metrics, report
 from .duplicates import duplicate_groups, pair_keys
@@ -497,22 +492,14 @@ def run_worth(
 
 # %% ../../nbs/quality/50_faults.ipynb #246fb479
 def results_of(
-    folder: str | Path | None = None,  # None: what came with the package
+    folder: str | Path | None = None,  # None: among the results, where there may be none
 ) -> list[dict]:  # one per stored experiment, with its `folder`
     "The stored runs of the laboratory. Raises ProdsimError for a folder without any."
-    place = Path(folder) if folder else Path(str(resources.files("prodsim") / "results" / "faults"))
+    place = Path(folder) if folder else results_folder() / "faults"
     paths = sorted(place.glob("*.json"))
-    if not paths:
+    if folder and not paths:
         raise ProdsimError(f"{place}: no stored run of the fault laboratory; prodsim faults DATA makes one")
     return [{**json.loads(path.read_text(encoding="utf-8")), "folder": str(place)} for path in paths]
-
-
-def _write_table(path: Path, table: pd.DataFrame) -> None:
-    buffer = io.BytesIO()
-    with gzip.GzipFile(filename="", fileobj=buffer, mode="wb", mtime=0) as f:  # the same table, the same bytes
-        f.write(table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_MINIMAL).encode("utf-8"))
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
 
 
 def store_laboratory(
@@ -546,11 +533,11 @@ def store_laboratory(
         seeds[str(seed)] = {"data_hash": data_hash(pairs), "thresholds": thresholds}
         for kind, table in files.items():
             seeds[str(seed)][kind] = f"{name}.{seed}.{kind}.csv.gz"
-            _write_table(folder / seeds[str(seed)][kind], table)
+            write_table(folder / seeds[str(seed)][kind], table)
     result = {"name": name, "data": data, "kind": "worth" if worth else "faults", "command": command, "seeds": seeds}
     for seed in seeds:
         seeds[seed]["metrics"] = recompute_faults({**result, "folder": str(folder)}, seed)
-    result |= {"revision": revision(), "machine": machine(), "when": datetime.now(UTC).isoformat(timespec="seconds")}
+    result |= provenance()
     write_json(folder / f"{name}.json", result)
     return {**result, "folder": str(folder)}
 
@@ -591,22 +578,11 @@ def fault_differences(
     tolerance: float = 1e-9,
 ) -> list[str]:  # "key: stored, recomputed"; empty if all is well
     "Compare the stored numbers with those that the stored scores and flags give."
-    wrong = []
-
-    def compare(key: str, old: object, new: object) -> None:
-        if isinstance(new, (dict, list)):
-            pairs = new.items() if isinstance(new, dict) else enumerate(new)
-            if len(old or ()) != len(new):
-                wrong.append(f"{key}: {len(old or ())} entries, {len(new)}")
-                return
-            for k, v in pairs:
-                compare(f"{key}.{k}", old.get(k) if isinstance(old, dict) else old[k], v)
-        elif old != new and not (isinstance(old, float) and isinstance(new, float) and abs(old - new) <= tolerance):
-            wrong.append(f"{key}: {old}, {new}")
-
-    for seed, own in result["seeds"].items():
-        compare(f"{result['name']}.{seed}", own["metrics"], recompute_faults(result, seed))
-    return wrong
+    return [
+        line
+        for seed, own in result["seeds"].items()
+        for line in disagreements(f"{result['name']}.{seed}", own["metrics"], recompute_faults(result, seed), tolerance)
+    ]
 
 
 def fault_table(

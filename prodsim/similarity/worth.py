@@ -6,22 +6,22 @@
 __all__ = ['worth_scores', 'worth_metrics', 'run_worth', 'stored_worth', 'stored_probabilities', 'worth_differences',
            'measure_speed', 'store_speed', 'stored_speed']
 
-# %% ../../nbs/similarity/30_worth.ipynb #b83e23bf
+# %% ../../nbs/similarity/30_worth.ipynb #d343e680
 import json
+import re
 import time
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import average_precision_score, log_loss
 
-from ..core import ProdsimError, machine, revision, write_json
+from ..core import ProdsimError, disagreements, provenance, results_folder, write_json, write_table
 from ..data import data_hash, load_pairs
 from ..encoders import pretrained
 from ..evaluation import best_threshold, expected_calibration_error, fit_platt, pair_metrics, paired_test
-from ..evidence import _slug, _write_gz, note_look, results_folder
+from ..evidence import note_look
 from ..registry import is_registered
 from ..shop import simulate
 from .dimensions import Known, learn_known, measure_dimensions
@@ -90,7 +90,7 @@ def run_worth(
     pairs = load_pairs(data)
     if lacking := [s for s in ("train", "valid", split) if s not in pairs]:
         raise ProdsimError(f"{data} has no split {lacking[0]!r}: it has {', '.join(pairs)}")
-    name = f"{_slug(data)}.{split}.seed{seed}"
+    name = re.sub(r"[^\w.-]+", "-", data) + f".{split}.seed{seed}"
     if split == "test" and is_registered(data):
         note_look(data, f"dimensions {name}", "worth of dimensions; head and best dimension chosen on validation pairs")
     known = learn_known(pairs)
@@ -100,12 +100,11 @@ def run_worth(
     scores, facts = worth_scores(tables, labels, known, split, seed)
     told = {k: list(pairs[split][k]) for k in ("left_id", "right_id", "label")}
     folder, file = results_folder() / "similarity", f"{name}.scores.csv.gz"
-    _write_gz(folder / file, pd.concat([pd.DataFrame(told), scores], axis=1))
+    write_table(folder / file, pd.concat([pd.DataFrame(told), scores], axis=1))
     result = {"name": name, "data": data, "split": split, "seed": seed, "pairs": len(scores), **facts}
     result |= {"command": f"prodsim dimensions {data} --split {split} --seed {seed}", "scores_file": file}
     result |= {"settings": {"trees": FUSION_TREES, "rounds": FUSION_ROUNDS}, "data_hash": data_hash(pairs)}
-    result |= {"metrics": worth_metrics(scores, labels[split], facts), "revision": revision(), "machine": machine()}
-    result["when"] = datetime.now(UTC).isoformat(timespec="seconds")
+    result |= {"metrics": worth_metrics(scores, labels[split], facts), **provenance()}
     write_json(folder / f"{name}.json", result)
     return result
 
@@ -136,15 +135,7 @@ def worth_differences(
     "Stored metrics that do not follow from the stored probabilities."
     table = stored_probabilities(result)
     again = worth_metrics(table.drop(columns=["left_id", "right_id", "label"]), table["label"].to_numpy(), result)
-    return [line for s in again for line in _unlike(f"{result['name']}.{s}", result["metrics"][s], again[s])]
-
-
-def _unlike(where: str, old: dict, new: dict) -> Iterator[str]:
-    for key, value in new.items():
-        if isinstance(value, dict):
-            yield from _unlike(f"{where}.{key}", old.get(key) or {}, value)
-        elif value is not None and not abs((old.get(key) if old.get(key) is not None else np.inf) - value) <= 1e-9:
-            yield f"{where}.{key}: {old.get(key)}, {value}"
+    return disagreements(result["name"], result["metrics"], again)
 
 # %% ../../nbs/similarity/30_worth.ipynb #25d4ce90
 def measure_speed(
@@ -198,7 +189,7 @@ def store_speed(
 ) -> Path:  # the file
     "Write the measurement with its machine and revision."
     path = results_folder() / "similarity" / "speed.json"
-    write_json(path, {"rows": rows, "command": command, "machine": machine(), "revision": revision()})
+    write_json(path, {"rows": rows, "command": command, **provenance()})
     return path
 
 

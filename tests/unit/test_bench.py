@@ -6,9 +6,8 @@ import pytest
 
 from prodsim import bench
 from prodsim.bench import System, compare_speed, scoring_systems, take_turns
-from prodsim.core import ProdsimError
+from prodsim.core import RESULTS, ProdsimError
 from prodsim.data import load_pairs
-from prodsim.evidence import RESULTS
 
 FLOORS = {"score": {"operations": 10.0, "fp32": 100.0, "bf16": 400.0}}
 

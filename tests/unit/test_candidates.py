@@ -162,7 +162,7 @@ def test_stored_recall_follows_from_stored_ranks():
 def test_a_changed_rank_or_a_missing_file_is_noticed(monkeypatch, tmp_path):
     import shutil
 
-    from prodsim.evidence import results_folder
+    from prodsim.core import results_folder
 
     shutil.copytree(results_folder() / "candidates", tmp_path / "candidates")
     monkeypatch.setenv("PRODSIM_RESULTS", str(tmp_path))

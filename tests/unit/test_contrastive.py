@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prodsim.contrastive import ContrastiveLoss, GroupBatches, match_groups
+from prodsim.contrastive import ContrastiveLoss, GroupBatches, match_groups, record_weights
 from prodsim.core import ProdsimError
 from prodsim.encoders import pretrained
 from prodsim.losses import supervised_contrastive
@@ -83,3 +83,27 @@ def test_loss_in_parts_is_the_loss_of_the_batch(tiny_model, parts):
     torch.testing.assert_close(value, supervised_contrastive(vectors, groups, 0.1), atol=1e-5, rtol=1e-4)
     value.backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.encoder.parameters())
+
+
+def test_equal_weights_change_nothing_and_a_weight_of_zero_silences_an_anchor(tiny_model):
+    model = pretrained(tiny_model, names=("title",)).encoder.eval()
+    loss = ContrastiveLoss(model, parts=2)
+    texts = ["red lamp", "red lamp 2", "blue chair", "blue chairs", "green table of oak"]
+    tokens = model.tokenizer(texts, padding=True, return_tensors="pt")
+    groups = torch.tensor([0, 0, 1, 1, 2])
+
+    def value(weights):
+        with torch.no_grad():
+            return float(loss([tokens], torch.stack([groups.double(), torch.tensor(weights)], dim=1)))
+
+    with torch.no_grad():
+        plain = float(loss([tokens], groups))
+        each = supervised_contrastive(model(dict(tokens))["sentence_embedding"], groups, reduction="none")
+    assert value([3.0] * 5) == pytest.approx(plain, abs=1e-6), "the lone record is no anchor, whatever it weighs"
+    assert value([1.0, 1.0, 0.0, 0.0, 7.0]) == pytest.approx(float(each[:2].mean()), abs=1e-5)
+    assert value([0.0, 0.0, 0.0, 0.0, 1.0]) == 0
+
+
+def test_a_record_weighs_what_its_matches_count_on_average():
+    found = record_weights(["a", "b", "c"], ["x", "x", "y"], [1, 1, 0], np.array([1.0, 0.5, 2.0]))
+    assert found.tolist() == [1.0, 0.5, 1.0, 0.75, 1.0], "no match holds c and y"

@@ -13,11 +13,10 @@ from little_shop import listing, little_pairs
 from prodsim import evidence
 from prodsim.cli import main
 from prodsim.comparisons import VERSION
-from prodsim.core import ProdsimError
+from prodsim.core import RESULTS, ProdsimError, disagreements
 from prodsim.data import data_hash, save_pairs, seen_status
 from prodsim.evaluation import best_threshold, lexical_scores, pair_metrics
 from prodsim.evidence import (
-    RESULTS,
     differences,
     evaluate,
     ledger,
@@ -422,3 +421,20 @@ def test_the_contract_has_a_line_for_every_look():
         assert (
             all(look[k] for k in ("when", "data", "what", "why", "version")) and Path(look["data"]).name == look["data"]
         )
+
+
+@pytest.mark.parametrize(
+    "kept, again, lines",
+    [
+        ({"f1": 0.5, "seconds": 3}, {"f1": 0.5 + 1e-12}, []),
+        ({"f1": 0.5}, {"f1": 0.6}, ["run.f1: 0.5, 0.6"]),
+        ({"f1": 0.5}, {"f1": 0.5, "n": 2}, ["run.n: None, 2"]),
+        ({"by": [1, 2, 3]}, {"by": [1, 2]}, ["run.by: 3 entries, 2"]),
+        ({"by": None}, {"by": [1.0]}, ["run.by: None entries, 1"]),
+        ({"5": {"recall": 1.0}}, {5: {"recall": 0.9}}, ["run.5.recall: 1.0, 0.9"]),
+        ({"f1": float("nan")}, {"f1": 0.5}, ["run.f1: nan, 0.5"]),
+        ({"f1": None}, {"f1": None}, []),
+    ],
+)
+def test_disagreements_name_the_place(kept, again, lines):
+    assert disagreements("run", kept, again) == lines

@@ -294,7 +294,7 @@ def weighed(weights):
     return DatasetDict({**PAIRS, "train": PAIRS["train"].add_column("weight", list(map(float, weights)))})
 
 
-@pytest.mark.parametrize("name", ["comparisons", "cross-pairs"])
+@pytest.mark.parametrize("name", ["comparisons", "cross-pairs", "bi"])
 def test_a_pair_of_weight_zero_is_as_if_it_were_not_there(name, tiny_model, tmp_path):
     wrong = np.arange(len(PAIRS["train"])) % 3 == 0  # every third label is turned round, and weighs nothing
     turned = [1 - y if w else y for y, w in zip(PAIRS["train"]["label"], wrong, strict=True)]

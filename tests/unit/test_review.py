@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from little_shop import little_pairs
 from sklearn.metrics import cohen_kappa_score
 
-from prodsim.core import ProdsimError
+from prodsim.core import RESULTS, ProdsimError
 from prodsim.data import load_pairs
-from prodsim.evidence import RESULTS
 from prodsim.quality import review
 from prodsim.quality.review import (
     OUTCOMES,
