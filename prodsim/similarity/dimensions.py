@@ -416,8 +416,9 @@ def learn_behaviour(
     kinds: Iterable[str] | None = None,  # of events that count; None: all
     seed: int = 0,  # of the factorisation
     known_items: Iterable | None = None,  # ids of your records: others in the events are left out
+    bought: Iterable[str] = ("purchase", "buy", "order", "basket"),  # kinds that fill a basket; if none occurs, all do
 ) -> Behaviour:
-    """Learn vectors and baskets of items from events. A basket is what one user did on one day.
+    """Learn vectors and baskets of items from events. A basket is what one user bought on one day.
 
     Raises ProdsimError for events without a needed column, none of which is about a known item, or all of whose items
     are cold."""
@@ -449,7 +450,9 @@ def learn_behaviour(
         months = np.zeros((len(ids), 12), np.float32)
         np.add.at(months, (pd.Index(ids).get_indexer(warm["item"]), time.dt.month.to_numpy() - 1), 1)
         months /= months.sum(axis=1, keepdims=True)
-    together = _basket_information(_incidence(basket, warm["item"], ids))
+    fills = warm["kind"].isin(list(bought)).to_numpy()
+    fills = fills if fills.any() else np.ones(len(warm), dtype=bool)
+    together = _basket_information(_incidence(basket[fills], warm["item"][fills], ids))
     return Behaviour(ids, vectors, together, months, int((people < least).sum()))
 
 

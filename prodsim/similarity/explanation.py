@@ -253,7 +253,8 @@ def plot_explanation(
     ax.axvline(at, color="black", lw=1, ls="-")
     if told["threshold"] is not None:
         ax.axvline(float(special.logit(told["threshold"])), color="0.4", ls=":", lw=1.5, label="threshold")
-        ax.legend(loc="lower right", fontsize=9)
+        ax.legend(loc="upper left", fontsize=9)
+    ax.margins(x=0.06)
     ax.set_yticks(range(len(names)), names, fontsize=9)
     ax.set(xlabel="log-odds of a match")
     return ax

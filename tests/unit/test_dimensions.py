@@ -216,3 +216,14 @@ def test_what_is_known_is_written_and_read(tmp_path):
     (tmp_path / "known.safetensors").write_bytes(b"")
     with pytest.raises(ProdsimError, match="cannot be read"):
         d.load_known(tmp_path)
+
+
+def test_looking_fills_no_basket():
+    seen = pd.concat(
+        [events([(u, i) for u in range(10) for i in ("cup", "mug")]), events([(u, "tea") for u in range(10)])]
+    )
+    got = events([(u, i) for u in range(10) for i in ("cup", "tea")]).assign(kind="purchase")
+    idle = events([(u, "jar") for u in range(10, 20)]).assign(kind="purchase")
+    learned = learn_behaviour(pd.concat([seen, got, idle]))
+    cup, mug, tea = learned.rows(["cup", "mug", "tea"])
+    assert learned.together[cup, tea] > 0.5 and learned.together[cup, mug] == 0
