@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRAINING', 'SYSTEMS', 'TRAINED', 'evaluate', 'ledger_path', 'note_look', 'ledger', 'store', 'stored', 'scored_pairs',
-           'recompute', 'differences', 'queue', 'pending', 'run_cell', 'summary', 'markdown_table', 'plot_summary']
+           'recompute', 'differences', 'queue', 'pending', 'run_cell', 'summary', 'published', 'markdown_table',
+           'plot_summary']
 
 # %% ../nbs/60_evidence.ipynb #4650c871
 import json
@@ -314,7 +315,7 @@ def summary(
 SYSTEMS = {
     "one-to-one": "a rule that reads no text",
     "lexical": "character 3-grams, TF-IDF cosine",
-    "pretrained": "bi-encoder as published",
+    "pretrained": "encoder without fine-tuning",
     "comparisons": "boosted comparisons, no encoder",
     "fast": "fast: comparisons and a short bi-encoder",
     "cross-pairs": "cross-encoder, pairs alone",
@@ -330,35 +331,36 @@ def _in_order(table: pd.DataFrame) -> list[str]:
     return sorted(set(table["data"]), key=lambda name: (name.endswith(":disjoint"), name))
 
 
+def published() -> list[dict]:  # name, parameters in millions, source, f1: data set → F1 × 100
+    "What others published on the same test splits: quoted, not measured here."
+    path = results_folder() / "published.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8"))["system"] if path.is_file() else []
+
+
 def markdown_table() -> str:  # for the README
-    "The results on real data as a Markdown table, made from the stored runs alone."
+    "The results on real data as a Markdown table, made from the stored runs alone; below them what others published."
     table = summary()
     if table.empty:
         return "No results yet: `make results` measures them."
     order = [s for s in SYSTEMS if s in set(table["system"])] + sorted(set(table["system"]) - set(SYSTEMS))
-    lines = [
-        "| test split | pairs (matches) | " + " | ".join(SYSTEMS.get(s, s) for s in order) + " |",
-        "|---" * (2 + len(order)) + "|",
-    ]
-    for data in _in_order(table):
-        rows = table[table["data"] == data].set_index("system")
-        cells = []
-        for s in order:
-            if s not in rows.index:
-                cells.append("–")
-                continue
-            r = rows.loc[s]
-            spread = f" ± {100 * r['f1_sd']:.1f}" if r["seeds"] > 1 else ""
-            cells.append(f"{100 * r['f1']:.1f}{spread} ({100 * r['f1_low']:.0f}–{100 * r['f1_high']:.0f})")
-        first = rows.iloc[0]
-        lines.append(f"| {data} | {first['n']:,} ({first['matches']}) | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    names, cell = _in_order(table), {}
+    for r in table.to_dict("records"):
+        spread = f" ± {100 * r['f1_sd']:.1f}" if r["seeds"] > 1 else ""
+        f1 = f"{100 * r['f1']:.1f}{spread} ({100 * r['f1_low']:.0f}–{100 * r['f1_high']:.0f})"
+        cell[r["system"], r["data"]] = f1
+    size = {r["data"]: f"{r['n']:,} ({r['matches']})" for r in table.to_dict("records")}
+    lines = [["", *names], ["---"] * (1 + len(names)), ["test pairs (matches)", *(size[d] for d in names)]]
+    lines += [[SYSTEMS.get(s, s), *(cell.get((s, d), "–") for d in names)] for s in order]
+    for one in published():
+        name = f"*{one['name']} as published ({one['parameters']} M)*"
+        lines.append([name, *(f"*{one['f1'][d]:.1f}*" if d in one["f1"] else "–" for d in names)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 # %% ../nbs/60_evidence.ipynb #0cf77619
 def plot_summary(
     table: pd.DataFrame,  # what `summary` returns
 ):  # a matplotlib Figure: F1 and its 95 % interval, one panel per data set
-    "The table as a picture: trained systems in blue, the others in orange."
+    "The table as a picture: trained systems in blue, the others in orange; dotted, what Ditto published."
     import matplotlib.pyplot as plt
 
     order = [s for s in SYSTEMS if s in set(table["system"])]
@@ -382,6 +384,11 @@ def plot_summary(
             axis.plot(100 * r["f1"], y, "o", color=colour)
             above = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 9}
             axis.annotate(f"{100 * r['f1']:.1f}", (100 * r["f1"], y), **above)
+        for one in published():
+            if one["name"] == "Ditto" and data in one["f1"]:
+                axis.axvline(one["f1"][data], color=colors[6], lw=1, ls=":")
+                about = {"xytext": (-4, 2), "textcoords": "offset points", "ha": "right", "fontsize": 8}
+                axis.annotate("Ditto, 125 M", (one["f1"][data], -0.5), **about)
         axis.set(xlabel="F1 × 100", xlim=(5, 105), ylim=(-0.5, len(order) - 0.3))
         axis.set_title(data, loc="left", fontsize=11)
         axis.grid(alpha=0.25)

@@ -712,7 +712,7 @@ import resource, sys
 import torch
 torch.set_num_threads(1)
 from prodsim.encoders import pretrained, score_file
-model = pretrained(sys.argv[1], "bi", ["title"], device="cpu", precision="fp32")
+model = pretrained(sys.argv[1], sys.argv[4], ["title"], device="cpu", precision="fp32")
 n = score_file(model, sys.argv[2], sys.argv[3])
 unit = 1 if sys.platform == "darwin" else 1024
 print(n, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
@@ -721,14 +721,18 @@ print(n, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs the peak memory of a process")
-def test_a_million_pairs_in_the_memory_of_ten_thousand(tiny_model, tmp_path):
-    peaks = {}
-    for n in (10_000, 1_000_000):
+@pytest.mark.parametrize(
+    "encoder, kind, few, many",
+    [("tiny", "bi", 10_000, 1_000_000), ("default", "bi", 10_000, 50_000), ("default", "cross", 10_000, 50_000)],
+)
+def test_many_pairs_in_the_memory_of_few(tiny_model, tmp_path, encoder, kind, few, many):
+    peaks, name = {}, tiny_model if encoder == "tiny" else DEFAULT_MODEL
+    for n in (few, many):
         write_pairs(tmp_path / "pairs.csv", n)
-        command = [sys.executable, "-c", PEAK, tiny_model, str(tmp_path / "pairs.csv"), str(tmp_path / "scores.csv")]
+        command = [sys.executable, "-c", PEAK, name, str(tmp_path / "pairs.csv"), str(tmp_path / "scores.csv"), kind]
         done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=True)
         scored, peaks[n] = map(int, done.stdout.split())
         with open(tmp_path / "scores.csv", encoding="utf-8") as file:
             assert scored == n == sum(1 for _ in file) - 1
     # the ids of a million pairs alone are 60 MB, twice that with the scores beside them
-    assert peaks[1_000_000] < peaks[10_000] + 30 * 2**20, peaks
+    assert peaks[many] < peaks[few] + 30 * 2**20, peaks

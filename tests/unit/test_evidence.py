@@ -336,7 +336,7 @@ def test_cell_on_valid_is_no_look_at_the_test_split(own_queue, tmp_path):
 # --- the table
 
 
-def test_summary_by_hand():
+def test_summary_by_hand(folder):
     results = [keep(f"toy.test.judge.seed{s}", s)[0] for s in range(3)]
     keep("toy.test.once.seed0", 5, "once")
     table = summary().set_index("system")
@@ -350,8 +350,13 @@ def test_summary_by_hand():
     assert row["f1_unseen"] == pytest.approx(sum(r["metrics"]["by_seen"]["unseen"]["f1"] for r in results) / 3)
     assert (row["n"], row["n_seen"], row["n_unseen"]) == (50, 10, 40)
     assert pd.isna(table.loc["once", "f1_sd"]) and pd.isna(table.loc["once", "f1_half_seen"])
-    line = markdown_table().splitlines()[-1]
-    assert line.startswith("| toy | 50 (") and f"{100 * mean:.1f} ± {100 * row['f1_sd']:.1f} (" in line
+    (folder / "published.toml").write_text(
+        '[[system]]\nname = "Peer"\nparameters = 9\nf1 = { toy = 61.5, other = 3.0 }\n'
+    )
+    names, _, size, judge, once, peer = markdown_table().splitlines()
+    assert names == "|  | toy |" and size.startswith("| test pairs (matches) | 50 (")
+    assert judge.startswith(f"| judge | {100 * mean:.1f} ± {100 * row['f1_sd']:.1f} (") and once.startswith("| once | ")
+    assert peer == "| *Peer as published (9 M)* | *61.5* |"
 
 
 def test_table_without_results():
