@@ -541,7 +541,7 @@ def _price_band(look: Look) -> np.ndarray:
     a, b = look.both(place)
     return 1 - np.abs(a - b)
 
-# %% ../../nbs/similarity/10_dimensions.ipynb #4c8304f6
+# %% ../../nbs/similarity/10_dimensions.ipynb #fa46b5d6
 def _lack(known: Known, needs: str) -> str:
     "Why a dimension cannot be measured; empty if it can."
     if not needs:
@@ -605,7 +605,7 @@ def _measured_part(pairs: pd.DataFrame, known: Known, chosen: list[Dimension]) -
         columns.append(np.clip(values, 0, 1))
     return np.column_stack(columns) if columns else np.zeros((len(pairs), 0))
 
-# %% ../../nbs/similarity/10_dimensions.ipynb #3c44ae0e
+# %% ../../nbs/similarity/10_dimensions.ipynb #ee89fdc8
 def save_known(
     known: Known,  # what to write
     folder: Path,  # an existing folder
