@@ -378,6 +378,7 @@ STORED = {  # kind of result → module, what lists them, what recomputes one an
     "candidates": ("prodsim.candidates", "stored_candidates", "candidate_differences"),
     "faults": ("prodsim.quality.faults", "results_of", "fault_differences"),
     "dimensions": ("prodsim.similarity.worth", "stored_worth", "worth_differences"),
+    "relations": ("prodsim.similarity.relations", "stored_relations", "relation_differences"),
 }
 
 
@@ -1055,6 +1056,23 @@ def _bench_dimensions(
     rows = measure_speed(sizes, products, log=lambda row: print(said.format(**row), flush=True))
     if store:
         print(store_speed(rows, f"prodsim bench-dimensions --pairs {pairs} --products {products} --store"))
+
+
+@app.command("relations")
+def _relations(
+    folder: Annotated[Path | None, typer.Option(help="of onlineretail.rda; default: fetched")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of the pairs that are drawn")] = 0,
+    as_json: Json = False,
+) -> None:
+    "Measure on real orders which dimensions of eight months foretell the baskets of the next four; stored."
+    from prodsim.similarity.relations import run_relations
+
+    result = run_relations(folder, seed)
+    if as_json:
+        _print_json(result)
+        return
+    rows = [{"dimension": n, **row} for n, row in result["metrics"].items()]
+    _print_table(rows, list(rows[0]))
 
 # %% ../nbs/91_cli.ipynb #5d1a0002
 @app.command("compare")
