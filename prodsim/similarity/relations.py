@@ -64,7 +64,7 @@ def learn_relations(
     seed: int = 0,
 ) -> Relations:
     "Raises ProdsimError for another relation than the three, and where one has less than two pairs."
-    if unknown := {*train_relations, *valid_relations} - {*RELATIONS, "neither"}:
+    if unknown := {*map(str, train_relations), *map(str, valid_relations)} - {*RELATIONS, "neither"}:
         raise ProdsimError(f"relation {sorted(unknown)[0]!r}: it is one of {', '.join(RELATIONS)}, neither")
     models = {}
     for r in RELATIONS:
