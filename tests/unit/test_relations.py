@@ -3,6 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+
+from prodsim.core import ProdsimError
+from prodsim.similarity import relations
 from prodsim.similarity.relations import (
     foretold,
     foretold_metrics,
@@ -11,9 +14,6 @@ from prodsim.similarity.relations import (
     relation_differences,
     stored_relations,
 )
-
-from prodsim.core import ProdsimError
-from prodsim.similarity import relations
 
 GROUPS = {"title words": "lexical", "same basket": "context"}
 
