@@ -1011,7 +1011,7 @@ def _dimensions(
 ) -> None:
     "List the dimensions of likeness, or measure what each is worth on a data set: alone, and left out; stored."
     from prodsim.similarity.dimensions import all_dimensions
-    from prodsim.similarity.worth import run_worth
+    from prodsim.similarity.worth import store_worth
 
     if data is None:
         rows = [
@@ -1020,7 +1020,7 @@ def _dimensions(
         ]
         _print_json({"dimensions": rows}) if as_json else _print_table(rows, ["dimension", "group", "needs", "about"])
         return
-    result = run_worth(data, split, seed)
+    result = store_worth(data, split, seed)
     if as_json:
         _print_json(result)
         return
@@ -1076,7 +1076,7 @@ def _relations(
 
 # %% ../nbs/91_cli.ipynb #5d1a0002
 @app.command("compare")
-def _compare(
+def _compare_records(
     model: Model,
     left: Annotated[str | None, typer.Option(help='a record as JSON: \'{"title": "…"}\'')] = None,
     right: Annotated[str | None, typer.Option(help="the other record")] = None,

@@ -114,7 +114,7 @@ class Look:
             raise ProdsimError(f"attribute {lacking[0]!r} is missing from the pairs: the dimensions read it")
         sides = []
         for side in ("left", "right"):
-            columns = [_cells(pairs[f"{side}_{n}"], f"{side}_{n}") for n in known.names]
+            columns = [_checked_cells(pairs[f"{side}_{n}"], f"{side}_{n}") for n in known.names]
             sides.append(list(zip(*columns, strict=True)))
         number: dict[tuple, int] = {}
         at = [np.array([number.setdefault(r, len(number)) for r in side], dtype=int) for side in sides]
@@ -174,7 +174,7 @@ class Look:
 _text_facts = lru_cache(maxsize=1 << 16)(text_facts)
 
 
-def _cells(column: pd.Series, name: str) -> list[str | None]:
+def _checked_cells(column: pd.Series, name: str) -> list[str | None]:
     out = []
     for row, v in enumerate(column):
         if v is None or v is pd.NA or v != v or v == "":
@@ -478,7 +478,7 @@ def _ppmi_vectors(met: sparse.csr_matrix, width: int, seed: int) -> np.ndarray:
     row, column, _, information, _ = _information(met)
     ppmi = sparse.csr_matrix((np.maximum(information, 0), (row, column)), (met.shape[1],) * 2)
     u, s, _ = randomized_svd(ppmi, width, random_state=seed)
-    return _unit(u * np.sqrt(s))
+    return _unit_rows(u * np.sqrt(s))
 
 
 def _als(met: sparse.csr_matrix, width: int, seed: int) -> np.ndarray:
@@ -488,10 +488,10 @@ def _als(met: sparse.csr_matrix, width: int, seed: int) -> np.ndarray:
         raise ProdsimError("behaviour by als needs implicit: pip install 'prodsim[behaviour]'") from None
     model = AlternatingLeastSquares(factors=width, iterations=10, random_state=seed, num_threads=1)
     model.fit(met, show_progress=False)
-    return _unit(np.asarray(model.item_factors))
+    return _unit_rows(np.asarray(model.item_factors))
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def _unit_rows(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)).astype(np.float32)
 
 

@@ -24,7 +24,7 @@ def _no_parts(model, pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame | 
     return pd.DataFrame({name: np.asarray(model.score(pairs), dtype=float)}), None, {name: name}
 
 
-def _parts(model, pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame | None, dict]:
+def _taken_apart(model, pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame | None, dict]:
     "What was measured, what each added to the log-odds (with `base`), and the group of each."
     if model.kind == "fusion":
         table = model.measure(pairs)
@@ -169,7 +169,7 @@ def explain_pairs(
     words: int = 0,  # of a cross-encoder: so many steps of integrated gradients; 0: none
 ) -> list[dict]:  # JSON-ready, one a pair
     "Score, probability, verdict and dimensions of pairs; with `explain`, why and what would turn the verdict."
-    values, added, groups = _parts(model, pairs)
+    values, added, groups = _taken_apart(model, pairs)
     scores = (
         np.asarray(model.score(pairs), dtype=float) if added is None else special.expit(added.to_numpy().sum(axis=1))
     )

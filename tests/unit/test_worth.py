@@ -37,7 +37,7 @@ def test_stored_and_recomputed(tmp_path, monkeypatch):
     monkeypatch.setenv("PRODSIM_LEDGER", str(tmp_path / "ledger.jsonl"))
     monkeypatch.setattr(worth, "pretrained", lambda names: None)
     save_pairs(PAIRS, tmp_path / "pairs")
-    result = worth.run_worth(str(tmp_path / "pairs"), "test")
+    result = worth.store_worth(str(tmp_path / "pairs"), "test")
     assert not (tmp_path / "ledger.jsonl").exists()  # a folder of your own is no registered set
     (again,) = stored_worth()
     assert again == json.loads(json.dumps(result, default=float)) and worth_differences(again) == []
@@ -48,7 +48,7 @@ def test_stored_and_recomputed(tmp_path, monkeypatch):
     with pytest.raises(ProdsimError, match="missing or unreadable; run: prodsim dimensions"):
         worth_differences(again)
     with pytest.raises(ProdsimError, match="has no split 'later'"):
-        worth.run_worth(str(tmp_path / "pairs"), "later")
+        worth.store_worth(str(tmp_path / "pairs"), "later")
 
 
 def test_committed_results_follow_from_their_scores():
