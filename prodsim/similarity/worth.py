@@ -80,7 +80,7 @@ def worth_metrics(
         rows[system] = row
     return rows
 
-# %% ../../nbs/similarity/30_worth.ipynb #a4aa6bb8
+# %% ../../nbs/similarity/30_worth.ipynb #2ff18ab8
 def store_worth(
     data: str,  # a registered name, a path or a shop
     split: str = "test",  # a look at a registered test split goes into the ledger
