@@ -21,7 +21,7 @@ from datasets import Dataset, DatasetDict
 from ..comparisons import ROUNDS, TREES
 from ..core import ProdsimError, disagreements, provenance, results_folder, write_json, write_table
 from ..data import attributes, data_hash, record_ids, repeated_pairs, seen_status
-from ..evaluation import best_threshold, lexical_scores, pair_metrics, report
+from ..evaluation import best_threshold, lexical_scores, pair_metrics, paired_test, report
 from .duplicates import duplicate_groups, pair_keys
 from .labels import balance_findings, fold_groups, label_suspects, out_of_fold, pair_features
 from .reading import open_for_audit, record_table
@@ -651,18 +651,35 @@ def found_table(
     return pd.DataFrame(rows)
 
 
+def _paired_gains(result: dict) -> dict[str, np.ndarray]:
+    "Variant → difference of F1 to the published pairs and its interval, on the same test pairs; means over seeds."
+    gains: dict[str, list] = {}
+    for seed, own in result["seeds"].items():
+        scored = dict(list(_stored_table(result, seed, "scores").groupby("variant", sort=False)))
+        base, cut = scored["published"], own["thresholds"]
+        for variant in scored.keys() - {"published", "disjoint"}:
+            pairs = base["label"].to_numpy(), scored[variant]["score"].to_numpy(), base["score"].to_numpy()
+            gain = paired_test(*pairs, cut[variant], cut["published"], n_resamples=500)
+            gains.setdefault(variant, []).append([gain[k] for k in ("difference", "low", "high")])
+    return {variant: np.mean(found, axis=0) for variant, found in gains.items()}
+
+
 def worth_table(
     results: Sequence[dict],  # of `results_of`
-) -> pd.DataFrame:  # data, variant, F1 and its interval, F1 of seen, half_seen, unseen pairs
-    "Real pairs before and after repair: means over seeds, of the 95 % bootstrap intervals too."
+) -> pd.DataFrame:  # data, variant, F1 and interval, gain over published and interval, F1 of seen, half_seen, unseen
+    """Real pairs before and after repair: means over seeds, of the 95 % bootstrap intervals too.
+
+    A gain is a paired difference; the disjoint split has other test pairs and none."""
     rows = []
     for result in (r for r in results if r["kind"] == "worth"):
         seeds = [own["metrics"] for own in result["seeds"].values()]
+        gains = _paired_gains(result)
         for variant in seeds[0]:
             own = [m[variant] for m in seeds]
             low, high = np.mean([m["f1_interval"] for m in own], axis=0)
             row = {"data": result["data"], "variant": variant, "pairs": own[0]["n"]}
             row |= {"f1": float(np.mean([m["f1"] for m in own])), "low": float(low), "high": float(high)}
+            row |= dict(zip(("gain", "gain_low", "gain_high"), gains.get(variant, (None,) * 3), strict=True))
             for seen in ("seen", "half_seen", "unseen"):
                 values = [m["by_seen"][seen]["f1"] for m in own]
                 row[seen] = float(np.mean(values)) if None not in values else None

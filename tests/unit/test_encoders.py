@@ -713,7 +713,7 @@ import torch
 torch.set_num_threads(1)
 from prodsim.encoders import pretrained, score_file
 model = pretrained(sys.argv[1], sys.argv[4], ["title"], device="cpu", precision="fp32")
-n = score_file(model, sys.argv[2], sys.argv[3])
+n = score_file(model, sys.argv[2], sys.argv[3], chunk_rows=2048)  # several chunks in the smaller file, too
 unit = 1 if sys.platform == "darwin" else 1024
 print(n, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 """

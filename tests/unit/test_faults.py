@@ -104,6 +104,10 @@ def test_worth_measures_the_whole_test_split(tmp_path):
     (result,) = results_of(tmp_path)
     assert fault_differences(result) == []
     table = worth_table([result]).set_index("variant")
+    repaired = table.drop(["published", "disjoint"])
+    np.testing.assert_allclose(repaired["gain"], repaired["f1"] - table.loc["published", "f1"], atol=1e-9)
+    assert (repaired["gain_low"] <= repaired["gain"]).all() and (repaired["gain"] <= repaired["gain_high"]).all()
+    assert table.loc[["published", "disjoint"], "gain"].isna().all()
     assert (
         table.loc["published", "pairs"] == 60
         and table.loc["disjoint", "unseen_pairs"] == table.loc["disjoint", "pairs"]
