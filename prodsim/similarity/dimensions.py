@@ -485,7 +485,7 @@ def _als(met: sparse.csr_matrix, width: int, seed: int) -> np.ndarray:
     try:
         from implicit.als import AlternatingLeastSquares
     except ImportError:
-        raise ProdsimError("behaviour by als needs implicit: pip install 'prodsim[behaviour]'") from None
+        raise ProdsimError("method als needs implicit, with Python 3.11: pip install 'prodsim[behaviour]'") from None
     model = AlternatingLeastSquares(factors=width, iterations=10, random_state=seed, num_threads=1)
     model.fit(met, show_progress=False)
     return _unit_rows(np.asarray(model.item_factors))
