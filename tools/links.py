@@ -15,8 +15,8 @@ import os, sys
 if "google.colab" in sys.modules:  # elsewhere prodsim is already installed
     source = os.environ.get("PRODSIM_SOURCE", "git+{git_url}")
     %pip install -q "prodsim[{extras}] @ {{source}}\""""
-SEARCH = ("70_candidates", "71_index")  # chapters that need the extra `search` as well
-MORE = {"similarity/40_explanation": "offline,explain", "similarity/50_relations": "offline,behaviour"}
+SEARCH = ("70_candidates", "71_index", "74_clicks")  # chapters that need the extra `search` as well
+MORE = {"similarity/40_explanation": "offline,explain"}
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
     "(https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/{path})"

@@ -89,7 +89,7 @@ def read_retail(
         try:
             import rdata
         except ImportError:
-            raise ProdsimError("online-retail is an R file: pip install 'prodsim[behaviour]'") from None
+            raise ProdsimError("online-retail is an R file: pip install 'prodsim[retail]'") from None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of R classes that it reads as plain numbers
             raw = rdata.read_rda(path / "onlineretail.rda")["onlineretail"]

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from one_line import message
 
+from prodsim import data
 from prodsim.core import ProdsimError, hash_text
 from prodsim.data import (
     attributes,
@@ -419,3 +423,25 @@ def test_real_pairs_are_the_same_data_through_tables_of_records(tmp_path):
     pairs = load_pairs("wdc-cameras:small")
     save_pairs(pairs, tmp_path, "magellan")
     assert data_hash(load_pairs(tmp_path)) == data_hash(pairs)
+
+
+def test_online_retail_is_read_as_events(monkeypatch):
+    table = pd.DataFrame(
+        {
+            "InvoiceNo": ["2", "1", "C3", "4"],
+            "StockCode": ["b", "a", "a", "c"],
+            "Quantity": [2.0, 6.0, -1.0, 5.0],
+            "InvoiceDate": [1291193160.0, 1291192000.0, 1291200000.0, 1291200001.0],
+            "UnitPrice": [0.5, 2.55, 2.55, 1.0],
+            "CustomerID": [17850.0, 17850.0, 13047.0, float("nan")],
+        }
+    )
+    monkeypatch.setitem(sys.modules, "rdata", types.SimpleNamespace(read_rda=lambda path: {"onlineretail": table}))
+    monkeypatch.setattr(data, "fetch", lambda name: Path(name))
+    events = data.load_events("online-retail")
+    assert events["user"] == ["17850", "17850", "13047"] and events["item"] == ["a", "b", "a"]
+    assert events["kind"] == ["purchase", "purchase", "return"] and events["quantity"] == [6.0, 2.0, 1.0]
+    assert str(events[1]["time"]) == "2010-12-01 08:46:00"
+    monkeypatch.setitem(sys.modules, "rdata", None)
+    with pytest.raises(ProdsimError, match="retail"):
+        data.load_events("online-retail")
