@@ -254,6 +254,7 @@ def plot_explanation(
     if told["threshold"] is not None:
         ax.axvline(float(special.logit(told["threshold"])), color="0.4", ls=":", lw=1.5, label="threshold")
         ax.legend(loc="upper left", fontsize=9)
+    ax.use_sticky_edges = False  # else the first bar stands on the frame
     ax.margins(x=0.06)
     ax.set_yticks(range(len(names)), names, fontsize=9)
     ax.set(xlabel="log-odds of a match")
