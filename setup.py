@@ -26,7 +26,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["prodsim", "prodsim.*"]),
     package_data={
-        "prodsim": ["registry.csv", *(f"results/{p}" for p in RESULT_FILES)],
+        "prodsim": ["registry.csv", "demo.html", *(f"results/{p}" for p in RESULT_FILES)],
         "prodsim.quality": ["*.toml"],
     },
     python_requires=f">={cfg['min_python']}",

@@ -376,6 +376,7 @@ def _embed(
 STORED = {  # kind of result → module, what lists them, what recomputes one and names what disagrees
     "runs": ("prodsim.evidence", "stored", "differences"),
     "candidates": ("prodsim.candidates", "stored_candidates", "candidate_differences"),
+    "search": ("prodsim.search", "stored_searches", "search_differences"),
     "faults": ("prodsim.quality.faults", "results_of", "fault_differences"),
     "dimensions": ("prodsim.similarity.worth", "stored_worth", "worth_differences"),
     "relations": ("prodsim.similarity.relations", "stored_relations", "relation_differences"),
@@ -899,14 +900,90 @@ def _search_index(
     folder: Folder,
     query: Annotated[str, typer.Argument(help="what a shopper types")],
     k: Many = 10,
+    page: Annotated[int, typer.Option(min=1, help="of k results")] = 1,
+    condition: Annotated[
+        list[str] | None, typer.Option("--filter", help="as in brand=Sony, price<=100 or title~black; repeat")
+    ] = None,
+    sort: Annotated[str, typer.Option(help="relevance, or an attribute; -ATTRIBUTE: the largest first")] = "relevance",
+    rerank: Annotated[bool, typer.Option(help="by the folder's ranker, if it has one")] = True,
     model: Annotated[str | None, typer.Option(help="the encoder, if it has moved")] = None,
     as_json: Json = False,
 ) -> None:
-    "Search an index: results with a score and what each dimension says."
-    from prodsim.index import CatalogueIndex, read_query
+    "Search an index: the query is read and mended, words and meaning are fused, a learned ranker reorders."
+    from prodsim.index import read_query
+    from prodsim.search import open_search
 
     read_query(query)
-    _print_found(CatalogueIndex.open(folder, model).search(query, k), as_json)
+    found = open_search(folder, model).search(query, k, page, condition or (), sort, rerank)
+    _print_found(found, as_json)
+    if not as_json and found["pages"] > 1:
+        print(f"page {found['page']} of {found['pages']}, {found['found']} found")
+
+
+@app.command("learn-search")
+def _learn_search(
+    folder: Folder,
+    judgments: Annotated[Path, typer.Argument(help=".csv with query, id and grade (0 to 3)")],
+    unjudged: Annotated[float, typer.Option(min=0, max=1, help="weight of products nobody judged, taken as 0")] = 0.1,
+    as_json: Json = False,
+) -> None:
+    "Train the ranker of an index from graded results; it and its floor are kept in the folder."
+    from prodsim.search import learn_search
+
+    report = learn_search(folder, judgments, unjudged)
+    if as_json:
+        _print_json(report)
+    else:
+        print(f"{folder}: ranker of {report['queries']} queries and {report['judgments']} judgments")
+
+
+@app.command("bench-search")
+def _bench_search(
+    chinese: Annotated[bool, typer.Option("--chinese", help="the Chinese queries, by characters")] = False,
+    as_json: Json = False,
+) -> None:
+    "Measure every step of search on judged queries, cross-validated by query; stored among the results."
+    from prodsim.search import run_search, run_search_chinese
+
+    result = run_search_chinese() if chinese else run_search()
+    if as_json:
+        _print_json(result)
+        return
+    plain = [
+        {"system": s, **{k: v for k, v in r.items() if isinstance(v, float)}} for s, r in result["systems"].items()
+    ]
+    _print_table(plain, list(plain[0]))
+    print(f"{result['data']}: {result['queries']} queries, {result['products']:,} products")
+
+
+@app.command("demo")
+def _demo(
+    folder: Folder,
+    pairs: Annotated[
+        str | None, typer.Option(help="labelled pairs for the slider: a registered name or a path; its split valid")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="of the page; 0: any that is free")] = 8000,
+    model: Annotated[str | None, typer.Option(help="the encoder, if it has moved")] = None,
+) -> None:
+    "Show an index as a page on this machine: search, reasons, similar products, a line with precision and recall."
+    from prodsim.data import load_pairs
+    from prodsim.demo import Demo, serve
+    from prodsim.search import open_search
+
+    known = None
+    if pairs is not None:
+        splits = load_pairs(pairs)
+        if not (part := next((s for s in ("valid", "train") if s in splits), None)):
+            raise ProdsimError(f"--pairs {pairs}: needs a split valid or train; a test split is not for choosing")
+        known = splits[part]
+    server = serve(Demo(open_search(folder, model), known), port)
+    print(f"http://127.0.0.1:{server.server_port}  (stop with Ctrl-C)", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.server_close()
 
 
 @app.command("similar")

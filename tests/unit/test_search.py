@@ -1,0 +1,253 @@
+"""Search: queries mended only where the catalogue says so, right pages, and one clear answer to every odd query."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from prodsim.cli import main
+from prodsim.core import ProdsimError, results_folder
+from prodsim.index import CatalogueIndex
+from prodsim.search import (
+    FEATURES,
+    ProductSearch,
+    Ranker,
+    both_readings,
+    kept_embeddings,
+    kind_texts,
+    learn_search,
+    open_search,
+    paired_gain,
+    search_differences,
+    search_words,
+    stored_searches,
+    word_form,
+)
+
+RECORDS = pd.DataFrame(
+    {
+        "id": [f"p{i}" for i in range(12)],
+        "title": [
+            *(f"Acme MX-31{i} wireless headset black" for i in range(4)),
+            *(f"Bolt laptop {i}4 inch 32 GB silver" for i in range(4)),
+            *(f"Bolt laptop bag L{i}00" for i in range(3)),
+            "小米手机 黑色 64GB",
+        ],
+        "description": ["with a microphone"] * 4 + ["quad core"] * 4 + [None] * 3 + ["智能手机"],
+        "brand": ["Acme"] * 4 + ["Bolt"] * 7 + ["小米"],
+        "price": ["40", "40", None, "35", "900", "950", "1,000", "899", "20", "25", "30", "299"],
+    }
+)
+
+
+def embed(texts):
+    "Hashed words: the same words, the same direction."
+    out = np.zeros((len(texts), 64), np.float32)
+    for row, text in zip(out, texts, strict=True):
+        for w in search_words(text):
+            row[hash_of(w)] += 1
+    return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-9)
+
+
+def hash_of(word):
+    return sum(ord(c) * 31**i for i, c in enumerate(word)) % 64
+
+
+@pytest.fixture
+def shop():
+    return ProductSearch.fit(RECORDS, embed, embed(list(RECORDS["title"])))
+
+
+def ids(found):
+    return [r["id"] for r in found["results"]]
+
+
+def test_words_have_one_form():
+    assert search_words('Laptops 32 GB, 55" 3.5mm') == ["laptop", "32gb", "55inch", "3.5mm"]
+    assert [word_form(w) for w in ("batteries", "bus", "glass", "tvs", "stylus")] == [
+        "battery",
+        "bus",
+        "glass",
+        "tvs",
+        "stylus",
+    ]
+    assert {"小米", "手机", "小"} <= set(search_words("小米手机"))
+
+
+@pytest.mark.parametrize(
+    "typed, read",
+    [
+        ("wireles headset", "wireless headset"),
+        ("laptpo bag", "laptop bag"),
+        ("head set", "headset"),
+        ("MX-399", "mx 399"),
+        ("bolt", "bolt"),
+        ("qqqqqq", "qqqqqq"),
+    ],
+)
+def test_queries_are_mended_with_the_catalogues_words(shop, typed, read):
+    assert " ".join(shop.vocabulary.read(typed).words) == read
+
+
+def test_brand_kind_and_amounts_are_recognised():
+    many = pd.concat([RECORDS.assign(id=RECORDS["id"] + s) for s in "ab"])
+    reading = ProductSearch.fit(many, embed, embed(list(many["title"]))).vocabulary.read("bolt laptop 32 gb")
+    assert (reading.brand, reading.kind, reading.amounts) == ("Bolt", "bolt laptop", ["32gb"])
+    assert kind_texts(RECORDS, ["title"])[0] == "wireless headset black"
+
+
+def test_filters_sort_and_pages_lose_nothing(shop):
+    whole = shop.search("bolt", 50, filters=["brand=bolt"])
+    paged = [i for page in (1, 2, 3, 4) for i in ids(shop.search("bolt", 2, page, filters=["brand=Bolt"]))]
+    assert paged == ids(whole) and set(paged) == {f"p{i}" for i in range(4, 11)} and whole["found"] == 7
+    assert ids(shop.search("bolt", filters=["price<=900", "title~laptop"], sort="-price"))[:2] == ["p4", "p7"]
+    cheap = ids(shop.search("headset", filters=["brand=Acme"], sort="price"))
+    assert cheap == ["p3", "p0", "p1", "p2"]  # ties by id, what has no price last
+    assert shop.search("bolt headset")["facets"]["brand"]["Bolt"] == 7
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ({"filters": ["colour=red"]}, "no attribute 'colour'"),
+        ({"filters": ["price"]}, "ATTRIBUTE=VALUE"),
+        ({"filters": ["price<=cheap"]}, "no number"),
+        ({"sort": "colour"}, "no attribute 'colour'"),
+        ({"page": 0}, "start at 1"),
+    ],
+)
+def test_a_senseless_filter_sort_or_page_is_an_error(shop, options, told):
+    with pytest.raises(ProdsimError, match=told):
+        shop.search("laptop", **options)
+
+
+@pytest.mark.parametrize("query", ["", "  \0 ", "🎧🎧", "!!!"])
+def test_no_query_is_an_error(shop, query):
+    with pytest.raises(ProdsimError, match="query"):
+        shop.search(query)
+
+
+@pytest.mark.parametrize("query", ["'; DROP TABLE x; --", "<script>alert(1)</script>", "سماعات", "w " * 5000, "手机"])
+def test_odd_queries_get_an_answer(shop, query):
+    found = shop.search(query)
+    assert json.loads(json.dumps(found))["results"] or found["notes"]
+
+
+def test_unknown_words_long_queries_and_empty_filters_are_said(shop):
+    assert any("no word" in n for n in shop.search("zzgrf")["notes"])
+    assert any("characters" in n for n in shop.search("laptop " * 1000)["notes"])
+    assert shop.search("laptop", filters=["price<=1"])["notes"] == ["nothing found that passes the filters"]
+    assert ids(shop.search("手机"))[0] == "p11"
+
+
+def test_ids_must_be_unique():
+    with pytest.raises(ProdsimError, match="'p0' stands twice"):
+        ProductSearch.fit(pd.concat([RECORDS, RECORDS[:1]]), embed, embed(["a"] * 13))
+
+
+@pytest.fixture
+def graded(shop):
+    queries = ["wireless headset", "laptop 32 gb", "laptop bag", "bolt", "acme headset", "silver laptop", "bag", "小米"]
+    features, grades = [], []
+    for q in queries * 4:
+        rows, x, n = shop.measure(shop.vocabulary.read(q))
+        assert n == len(rows) and x.shape == (n, len(FEATURES)) and np.isfinite(x).all()
+        words = set(search_words(q))
+        held = [len(words & set(search_words(t))) / len(words) for t in RECORDS["title"].iloc[rows]]
+        grades.append(np.array([3 if h == 1 else 0 for h in held]))
+        features.append(x)
+    return features, grades
+
+
+def test_a_ranker_learns_saves_and_refuses(shop, graded, tmp_path):
+    ranker = Ranker.fit(*graded, trees=60, bags=1)
+    x, g = graded[0][1], graded[1][1]
+    scores = ranker.score(x)
+    assert scores[g == 3].min() > scores[g == 0].max() and 0 < ranker.floor < 1
+    ranker.save(tmp_path / "ranker.json")
+    again = Ranker.load(tmp_path / "ranker.json")
+    np.testing.assert_allclose(again.score(x), scores)
+    shop.ranker = Ranker(again.models, 2.0)  # a floor above every value
+    assert any("no good result" in n for n in shop.search("laptop")["notes"])
+    assert not any("no good" in n for n in shop.search("laptop", rerank=False)["notes"])
+    with pytest.raises(ProdsimError, match="nothing to learn"):
+        Ranker.fit(graded[0], [np.zeros_like(g) for g in graded[1]])
+    (tmp_path / "ranker.json").write_text("{")
+    with pytest.raises(ProdsimError, match="train it again"):
+        Ranker.load(tmp_path / "ranker.json")
+
+
+def test_a_folder_is_searched_and_follows_its_index(tmp_path, tiny_model, capsys):
+    folder = tmp_path / "index"
+    index = CatalogueIndex.create(RECORDS, folder, tiny_model)
+    first = open_search(folder).search("bolt laptop")
+    assert open_search(folder).search("bolt laptop") == first  # read back, not built again
+    index.delete([first["results"][0]["id"]])
+    assert first["results"][0]["id"] not in ids(open_search(folder).search("bolt laptop"))
+    assert main(["search", str(folder), "laptpo", "--filter", "brand=Bolt", "--k", "2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {"id", "score", "dimensions"} <= set(told["results"][0]) and told["pages"] >= 2
+    left = RECORDS[RECORDS["id"] != first["results"][0]["id"]]
+    asked = (("laptop", "laptop"), ("headset", "headset"))
+    table = [(q, i, 3 * (w in t)) for q, w in asked for i, t in zip(left["id"], left["title"], strict=True)]
+    pd.DataFrame(table, columns=["query", "id", "grade"]).to_csv(tmp_path / "j.csv", index=False)
+    assert learn_search(folder, tmp_path / "j.csv")["queries"] == 2
+    assert open_search(folder).ranker is not None
+    for wrong, told in (("query,id\n", "no column 'grade'"), ("query,id,grade\nx,zz,1\n", "no record with id 'zz'"),
+                        ("query,id,grade\nx,p1,9\n", "grades are")):  # fmt: skip
+        (tmp_path / "j.csv").write_text(wrong)
+        with pytest.raises(ProdsimError, match=told):
+            learn_search(folder, tmp_path / "j.csv")
+    assert main(["search", str(folder), "laptop", "--sort", "colour"]) == 2
+
+
+def test_both_readings_of_a_page():
+    table = pd.DataFrame({"grade": [3, 0, np.nan], "s": [0.5, 0.9, 1.0], "r": [3, 2, 1]})
+    judged, whole, unknown = both_readings(table, "s", "r")
+    assert judged == pytest.approx(1 / np.log2(3)) and whole == pytest.approx(0.5) and unknown == pytest.approx(1 / 3)
+    assert both_readings(table.assign(grade=0), "s", "r")[:2] == (None, None)
+
+
+def test_a_paired_gain_knows_luck():
+    rng = np.random.default_rng(0)
+    a = rng.random(200)
+    assert paired_gain(a, a)["p_value"] == 1
+    better = paired_gain(a + 0.05 + 0.1 * rng.normal(size=200), a)
+    assert better["p_value"] < 0.01 and 0 < better["low"] < better["gain"] < better["high"]
+
+
+def test_kept_embeddings_are_not_computed_again(tmp_path):
+    calls = []
+
+    def counted(texts):
+        calls.extend(texts)
+        return embed(texts)
+
+    kept_embeddings(counted, ["a lamp", "a desk", "a lamp"], tmp_path / "x.npz")
+    again = kept_embeddings(counted, ["a chair", "a lamp"], tmp_path / "x.npz")
+    assert calls == ["a lamp", "a desk", "a chair"]
+    np.testing.assert_array_equal(again, embed(["a chair", "a lamp"]))
+
+
+def test_stored_numbers_follow_from_stored_scores():
+    results = stored_searches()
+    assert {r["name"] for r in results} == {"chorus", "ecomgpt-zh"}
+    for result in results:
+        assert search_differences(result) == []
+        assert result["revision"]["clean"]
+
+
+def test_a_changed_score_or_a_missing_file_is_noticed(monkeypatch, tmp_path):
+    shutil.copytree(results_folder() / "search", tmp_path / "search")
+    monkeypatch.setenv("PRODSIM_RESULTS", str(tmp_path))
+    result = next(r for r in stored_searches() if r["name"] == "chorus")
+    path = tmp_path / "search" / result["scores_file"]
+    table = pd.read_csv(path, dtype={"id": str})
+    table["meaning"] = -table["meaning"]
+    table.to_csv(path, index=False, compression="gzip")
+    assert any("meaning" in line for line in search_differences(result))
+    path.unlink()
+    with pytest.raises(ProdsimError, match="bench-search"):
+        search_differences(result)
