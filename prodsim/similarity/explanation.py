@@ -8,7 +8,6 @@ __all__ = ['read_attributes', 'one_pair', 'attribute_table', 'smallest_flip', 'a
            'model_importance']
 
 # %% ../../nbs/similarity/40_explanation.ipynb #4c8f93cf
-
 import numpy as np
 import pandas as pd
 from scipy import special, stats
