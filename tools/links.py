@@ -15,7 +15,8 @@ import os, sys
 if "google.colab" in sys.modules:  # elsewhere prodsim is already installed
     source = os.environ.get("PRODSIM_SOURCE", "git+{git_url}")
     %pip install -q "prodsim[{extras}] @ {{source}}\""""
-SEARCH = ("70_candidates", "71_index", "72_search", "73_demo", "74_clicks")  # chapters that need the extra `search` as well
+# chapters that need the extra `search` as well
+SEARCH = ("70_candidates", "71_index", "72_search", "73_demo", "74_clicks")
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
     "(https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/{path})"
