@@ -372,6 +372,28 @@ def _embed(
     print(f"{out}: {n:,} records × {dimensions} dimensions")
 
 
+@app.command("embed-job")
+def _embed_job(
+    model: Model,
+    records: Annotated[Path, typer.Argument(help="a folder of shards (.csv, .tsv, .jsonl, .parquet), or one file")],
+    out: Annotated[Path, typer.Option(help="folder: one .parquet (id and embedding) a shard")],
+    workers: Annotated[int, typer.Option(min=1, help="processes, each with an encoder of its own")] = 1,
+    cluster: Annotated[
+        str | None, typer.Option(help="address of a Ray cluster, or auto; default: this machine")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="records a shard, where one file is cut")] = 50_000,
+    as_json: Json = False,
+) -> None:
+    "Embed shards of records as a Ray job; the same call again skips what is done."
+    from prodsim.engine import embed_job
+
+    told = embed_job(model, records, out, workers, cluster, rows)
+    if as_json:
+        _print_json({"out": str(out), **told})
+    else:
+        print(f"{out}: {told['records']:,} records in {told['shards']} shards, {told['skipped']} of them done before")
+
+
 STORED = {  # kind of result → module, what lists them, what recomputes one and names what disagrees
     "runs": ("prodsim.evidence", "stored", "differences"),
     "candidates": ("prodsim.candidates", "stored_candidates", "candidate_differences"),
@@ -838,6 +860,10 @@ def _index(
     model: Annotated[str | None, typer.Option(help="a trained bi-encoder or a published one")] = None,
     attribute: Annotated[list[str] | None, typer.Option(help="attribute to read; repeat; title first")] = None,
     kind: Annotated[str, typer.Option(help="auto, flat, hnsw, ivf, pq or hash")] = "auto",
+    engine: Annotated[
+        str | None, typer.Option(help="keep the vectors in Qdrant: its URL, or a folder for its embedded mode")
+    ] = None,
+    collection: Annotated[str | None, typer.Option(help="its name in the engine; default: a new one")] = None,
     update: Annotated[bool, typer.Option("--update", help="add these records to the index, replace known ids")] = False,
     delete: Annotated[list[str] | None, typer.Option(help="id of a record to delete; repeat")] = None,
     compact: Annotated[bool, typer.Option("--compact", help="write what is left as one segment")] = False,
@@ -845,6 +871,7 @@ def _index(
 ) -> None:
     "Embed a catalogue into an index on disk, or add, replace and delete records of one."
     from prodsim.data import load_records
+    from prodsim.engine import EngineIndex, open_index
     from prodsim.index import CatalogueIndex
 
     if catalogue is None and not (delete or compact):
@@ -855,25 +882,31 @@ def _index(
         raise ProdsimError("--update needs a catalogue: the records to add or replace")
     if (update or delete) and (attribute or kind != "auto"):
         raise ProdsimError("--attribute and --kind are of a new index: it keeps those it was made with")
+    if engine is not None and (kind != "auto" or catalogue is None or update):
+        raise ProdsimError("--engine is of a new index, without --kind: --update and --delete find it by the manifest")
+    if collection is not None and engine is None:
+        raise ProdsimError(f"--collection {collection}: give the --engine that holds it")
     records = None if catalogue is None else load_records(catalogue).to_pandas()
     changes: dict = {}
-    if records is not None and not update:
+    if engine is not None:
+        index = EngineIndex.create(records, out, engine, collection, model, attribute)
+    elif records is not None and not update:
         index = CatalogueIndex.create(records, out, model, attribute, kind)
     else:
-        index = CatalogueIndex.open(out, model)
+        index = open_index(out, model)
         changes = index.add(records) if update else {}
     if delete:
         changes["deleted"] = index.delete(delete)
     if compact:
         index.compact()
     kept = ("kind", "attributes", "model")
-    report = {"out": str(out), "records": len(index), "segments": len(index.segments), **changes}
+    report = {"out": str(out), "records": len(index), "segments": index.segment_count, **changes}
     report |= {k: index.manifest[k] for k in kept}
     if as_json:
         _print_json(report)
     else:
         said = "".join(f", {n} {what}" for what, n in changes.items())
-        print(f"{out}: {len(index):,} records in {len(index.segments)} segments, {report['kind']}{said}")
+        print(f"{out}: {len(index):,} records in {index.segment_count} segments, {report['kind']}{said}")
 
 
 def _print_found(found: dict, as_json: bool) -> None:
@@ -907,10 +940,16 @@ def _search_index(
     as_json: Json = False,
 ) -> None:
     "Search an index: the query is read and mended, words and meaning are fused, a learned ranker reorders."
+    from prodsim.engine import in_engine, open_index
     from prodsim.index import read_query
     from prodsim.search import open_search
 
     read_query(query)
+    if in_engine(folder):
+        if condition or page > 1 or sort != "relevance":
+            raise ProdsimError(f"{folder}: --filter, --sort and --page need a local index, this one is in an engine")
+        _print_found(open_index(folder, model).search(query, k), as_json)
+        return
     found = open_search(folder, model).search(query, k, page, condition or (), sort, rerank)
     _print_found(found, as_json)
     if not as_json and found["pages"] > 1:
@@ -993,13 +1032,14 @@ def _similar(
     as_json: Json = False,
 ) -> None:
     "Records near a record of the index, or near a text."
-    from prodsim.index import CatalogueIndex, read_query
+    from prodsim.engine import open_index
+    from prodsim.index import read_query
 
     if (id is None) == (text is None):
         raise ProdsimError("similar takes one of --id ID and --text TEXT")
     if text is not None:
         read_query(text)
-    index = CatalogueIndex.open(folder, model)
+    index = open_index(folder, model)
     _print_found(index.search(text, k) if id is None else index.similar(id, k), as_json)
 
 

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['RESULTS', 'colors', 'CLAIM_MIME', 'ProdsimError', 'atomic_file', 'atomic_dir', 'replace_dir', 'restore_dir',
-           'write_json', 'cpu_flags', 'device_name', 'has_bf16', 'machine', 'revision', 'results_folder', 'provenance',
-           'write_table', 'disagreements', 'seed_everything', 'hash_text', 'figure_style', 'quiet', 'setup', 'claim']
+           'write_json', 'trim_memory', 'cpu_flags', 'device_name', 'has_bf16', 'machine', 'revision', 'results_folder',
+           'provenance', 'write_table', 'disagreements', 'seed_everything', 'hash_text', 'figure_style', 'quiet',
+           'setup', 'claim']
 
 # %% ../nbs/92_core.ipynb #6c58ee61
 import contextlib
+import ctypes
 import gzip
 import hashlib
 import io
@@ -129,6 +131,12 @@ def _installed(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def trim_memory() -> None:
+    "Give freed memory back to the system, where the C library can (glibc): between chunks its heap is full of holes."
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def cpu_flags() -> set[str]:  # empty where the system does not list them

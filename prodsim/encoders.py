@@ -24,7 +24,17 @@ import pandas as pd
 from datasets import Dataset, DatasetDict
 from safetensors import SafetensorError
 
-from .core import ProdsimError, atomic_dir, atomic_file, device_name, has_bf16, quiet, restore_dir, write_json
+from prodsim.core import (
+    ProdsimError,
+    atomic_dir,
+    atomic_file,
+    device_name,
+    has_bf16,
+    quiet,
+    restore_dir,
+    trim_memory,
+    write_json,
+)
 from .data import attributes, data_hash, load_pairs, stream_pairs, stream_records
 
 # %% ../nbs/30_encoders.ipynb #2949d007
@@ -730,6 +740,7 @@ def score_file(
             table.to_csv(temporary, mode="a", header=done == 0, **form)
             done += len(chunk)
             bar.update(len(chunk))
+            trim_memory()
     return done
 
 
@@ -757,6 +768,7 @@ def embed_file(
             sink.send((list(chunk["id"]), vectors))
             shape = (shape[0] + len(vectors), vectors.shape[1])
             bar.update(len(vectors))
+            trim_memory()
         sink.close()
     return shape
 

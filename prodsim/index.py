@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'FLAT_UP_TO', 'MOST_CHARACTERS', 'MOST_LINKED', 'exact_neighbours', 'vector_index', 'learn_quietly',
-           'find_vectors', 'reorder', 'neighbour_recall', 'fingerprint', 'open_encoder', 'Segment', 'read_query',
+           'find_vectors', 'reorder', 'neighbour_recall', 'fingerprint', 'open_encoder', 'checked_encoder', 'Segment',
+           'read_query', 'query_vector', 'compare_found', 'fuse_found', 'attribute_order', 'plain_records',
            'CatalogueIndex', 'scale_summary', 'measure_scale', 'bench_index', 'stored_scale', 'link_clusters',
            'dedupe_records']
 
@@ -154,6 +155,22 @@ def open_encoder(
     return encoder
 
 
+def checked_encoder(
+    folder: Path,  # of an index
+    manifest: dict,  # its index.json
+    model: str | Path | None = None,  # None: the one the index names
+):
+    "The bi-encoder that made an index. Raises ProdsimError if another stands there."
+    made = manifest["model"]
+    encoder = open_encoder(model or made["name"], manifest["attributes"])
+    if fingerprint(encoder) != made["fingerprint"]:
+        raise ProdsimError(
+            f"{folder}: made with {made['name']}, not with {model or 'what stands there now'}; "
+            "search with that encoder or make the index again"
+        )
+    return encoder
+
+
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     "One writer at a time, where the system can lock files; a lock dies with its process."
@@ -266,6 +283,70 @@ def read_query(
     return flat[:MOST_CHARACTERS], notes
 
 
+def query_vector(
+    encoder,  # a bi-encoder
+    text: str,  # of `read_query`
+    names: list[str],  # attributes; the text is read as the first
+) -> tuple[np.ndarray | None, list[str]]:  # None where the encoder cannot read the text; remarks
+    "A query as the encoder sees it."
+    share = unknown_share([text], encoder.tokenizer)
+    if share > UNKNOWN_LIMIT:
+        return None, [f"the encoder does not know {share:.0%} of the query; ranked by characters alone"]
+    return encoder.embed(pd.DataFrame({n: [text if n == names[0] else None] for n in names}, dtype=object))[0], []
+
+
+def compare_found(
+    record: dict,  # id and attributes
+    cosine: float | None,  # None: not known
+    share: float,  # of characters, see `Segment.lexical_share`
+    numbers: list[str],  # model numbers of the query
+) -> dict:  # id, score (0 still), dimensions, record
+    "A record found and what each dimension says of it."
+    meaning = None if cosine is None else min(1.0, max(0.0, float(cosine)))
+    whole = squash(" ".join(v for n, v in record.items() if v and n != "id")) if numbers else ""
+    held = sum(c in whole for c in numbers) / len(numbers) if numbers else None
+    dimensions = {"meaning": meaning, "characters": float(share), "model numbers": held}
+    return {"id": record["id"], "score": 0.0, "dimensions": dimensions, "record": record}
+
+
+def fuse_found(
+    found: list[dict],  # of `compare_found`
+    k: int,  # kept
+) -> list[dict]:  # with scores, best first; ties by id
+    "Reciprocal ranks of the dimensions that say anything, averaged so that the first in all of them has 1."
+    told = [n for n in ("meaning", "characters", "model numbers") if any(r["dimensions"][n] for r in found)]
+    for name in told:
+        values = np.array([r["dimensions"][name] for r in found], float)
+        ranks = np.searchsorted(np.sort(-values), -values)
+        for result, value, rank in zip(found, values, ranks, strict=True):
+            result["score"] += 61 / (61 + rank) / len(told) if value > 0 else 0.0
+    ordered = sorted((r for r in found if r["score"] > 0), key=lambda r: (-r["score"], r["id"]))
+    for result in ordered[:k]:
+        result["score"] = float(result["score"])
+        result["dimensions"]["characters"] = min(1.0, result["dimensions"]["characters"])
+    return ordered[:k]
+
+
+def attribute_order(
+    records: pd.DataFrame,  # id and attributes
+    names: Iterable[str] | None,  # None: all, the title first
+) -> list[str]:
+    "Attributes that an index reads. Raises ProdsimError for one that the records lack."
+    names = list(names or sorted((c for c in records if c != "id"), key=lambda c: c not in ("title", "name")))
+    if unknown := [n for n in names if n not in records]:
+        raise ProdsimError(f"the catalogue has no attribute {unknown[0]!r}; it has {', '.join(records.columns)}")
+    return names
+
+
+def plain_records(
+    records: pd.DataFrame,  # id and attributes
+    names: list[str],  # attributes kept
+) -> list[dict]:  # values are text or None
+    "Records as an index stores them."
+    columns = [[None if v is None or v != v else str(v) for v in records[c]] for c in ("id", *names)]
+    return [dict(zip(("id", *names), row, strict=True)) for row in zip(*columns, strict=True)]
+
+
 @dataclass
 class CatalogueIndex:
     "An index on disk and the encoder that made it."
@@ -290,12 +371,12 @@ class CatalogueIndex:
         restore_dir(folder)
         if folder.exists() and not (folder / "index.json").is_file() and (folder.is_file() or any(folder.iterdir())):
             raise ProdsimError(f"{folder}: is there already and no index; name a new folder")
+        if (folder / "index.json").is_file() and "engine" in _read_manifest(folder):
+            raise ProdsimError(f"{folder}: names a collection of an engine; give --engine again, or name a new folder")
         if kind not in ("auto", *KINDS):
             raise ProdsimError(f"index kind {kind!r}: choose auto or one of {', '.join(KINDS)}")
         records = _unique(records)
-        names = list(names or sorted((c for c in records if c != "id"), key=lambda c: c not in ("title", "name")))
-        if unknown := [n for n in names if n not in records]:
-            raise ProdsimError(f"the catalogue has no attribute {unknown[0]!r}; it has {', '.join(records.columns)}")
+        names = attribute_order(records, names)
         encoder = open_encoder(model, names)
         vectors = encoder.embed(records) if vectors is None else vectors
         chosen = ("flat" if len(records) <= FLAT_UP_TO else "hnsw") if kind == "auto" else kind
@@ -316,14 +397,9 @@ class CatalogueIndex:
         "Raises ProdsimError if the folder is no index, a part is unreadable, or another encoder made it."
         folder = Path(folder)
         manifest = _read_manifest(folder)
-        made = manifest["model"]
-        encoder = open_encoder(model or made["name"], manifest["attributes"])
-        if fingerprint(encoder) != made["fingerprint"]:
-            raise ProdsimError(
-                f"{folder}: made with {made['name']}, not with {model or 'what stands there now'}; "
-                "search with that encoder or make the index again"
-            )
-        return cls._opened(folder, manifest, encoder)
+        if "engine" in manifest:
+            raise ProdsimError(f"{folder}: its vectors are in an engine; open it with prodsim.engine.open_index")
+        return cls._opened(folder, manifest, checked_encoder(folder, manifest, model))
 
     @classmethod
     def _opened(cls, folder: Path, manifest: dict, encoder) -> "CatalogueIndex":
@@ -332,6 +408,11 @@ class CatalogueIndex:
 
     def __len__(self) -> int:
         return sum(int((~s.gone).sum()) for s in self.segments)
+
+    @property
+    def segment_count(self) -> int:
+        "How many parts are searched one by one."
+        return len(self.segments)
 
     def where(self, id: str) -> tuple[int, int] | None:  # segment and row, None: not there
         "Where the record with an id stands."
@@ -355,13 +436,8 @@ class CatalogueIndex:
     ) -> dict:  # {"results": [{"id", "score", "dimensions", "record"}, …], "notes": […]}
         "Records near a text. Raises ProdsimError for an empty query."
         text, notes = read_query(text)
-        share = unknown_share([text], self.encoder.tokenizer)
-        if share > UNKNOWN_LIMIT:
-            notes.append(f"the encoder does not know {share:.0%} of the query; ranked by characters alone")
-        names = self.manifest["attributes"]
-        query = pd.DataFrame({n: [text if i == 0 else None] for i, n in enumerate(names)}, dtype=object)
-        vector = None if share > UNKNOWN_LIMIT else self.encoder.embed(query)[0]
-        return {"query": text, "results": self._ranked(vector, text, k), "notes": notes}
+        vector, remarks = query_vector(self.encoder, text, self.manifest["attributes"])
+        return {"query": text, "results": self._ranked(vector, text, k), "notes": notes + remarks}
 
     def similar(
         self,
@@ -387,26 +463,8 @@ class CatalogueIndex:
             near = sorted(rows - ({without[1]} if without and without[0] == i else set()))
             cosines = np.asarray(segment.vectors[near]) @ vector if vector is not None and near else [None] * len(near)
             records = segment.records.select(near).to_list()
-            found += [self._compared(*one, numbers) for one in zip(records, cosines, shares[near], strict=True)]
-        told = [n for n in ("meaning", "characters", "model numbers") if any(r["dimensions"][n] for r in found)]
-        for name in told:
-            values = np.array([r["dimensions"][name] for r in found], float)
-            ranks = np.searchsorted(np.sort(-values), -values)
-            for result, value, rank in zip(found, values, ranks, strict=True):
-                result["score"] += 61 / (61 + rank) / len(told) if value > 0 else 0.0
-        ordered = sorted((r for r in found if r["score"] > 0), key=lambda r: (-r["score"], r["id"]))
-        for result in ordered[:k]:
-            result["score"] = float(result["score"])
-            result["dimensions"]["characters"] = min(1.0, result["dimensions"]["characters"])
-        return ordered[:k]
-
-    def _compared(self, record: dict, cosine: float | None, share: float, numbers: list[str]) -> dict:
-        "A record found and what each dimension says of it."
-        meaning = None if cosine is None else min(1.0, max(0.0, float(cosine)))
-        whole = squash(" ".join(v for n, v in record.items() if v and n != "id")) if numbers else ""
-        held = sum(c in whole for c in numbers) / len(numbers) if numbers else None
-        dimensions = {"meaning": meaning, "characters": float(share), "model numbers": held}
-        return {"id": record["id"], "score": 0.0, "dimensions": dimensions, "record": record}
+            found += [compare_found(*one, numbers) for one in zip(records, cosines, shares[near], strict=True)]
+        return fuse_found(found, k)
 
     def add(
         self,
@@ -420,7 +478,7 @@ class CatalogueIndex:
         with self._writing():
             records = _unique(records[["id", *names]])
             at = [self.where(i) for i in records["id"]]
-            plain = records.astype(object).where(records.notna(), None).to_dict("records")
+            plain = plain_records(records, names)
             same = np.array([p is not None and self.record(*p) == row for p, row in zip(at, plain, strict=True)], bool)
             replaced = [p for p, s in zip(at, same, strict=True) if p is not None and not s]
             fresh = records[~same]

