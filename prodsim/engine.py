@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['K1', 'B', 'UPSERTED', 'RECORD_FILES', 'connect', 'engine_errors', 'term_number', 'record_weights', 'sparse_vector',
-           'point_id', 'EngineIndex', 'open_index', 'record_shards', 'shard_files', 'ShardEmbedder', 'start_ray',
-           'embed_job', 'read_embeddings']
+           'point_id', 'EngineIndex', 'in_engine', 'open_index', 'record_shards', 'shard_files', 'ShardEmbedder',
+           'start_ray', 'embed_job', 'read_embeddings']
 
 # %% ../nbs/76_engine.ipynb #e7e9e298
 import contextlib
@@ -400,13 +400,19 @@ class EngineIndex:
         "Nothing to do: an engine merges its segments by itself."
 
 
+def in_engine(
+    folder: str | Path,  # of an index
+) -> bool:
+    "Whether its vectors are in an engine. Raises ProdsimError if the folder is no index."
+    return "engine" in _read_manifest(Path(folder))
+
+
 def open_index(
     folder: str | Path,  # of an index of either kind
     model: str | Path | None = None,  # None: the one the index names
 ) -> CatalogueIndex | EngineIndex:
     "Open what the manifest says: vectors in the folder, or in an engine. Raises ProdsimError as the two do."
-    kind = EngineIndex if "engine" in _read_manifest(Path(folder)) else CatalogueIndex
-    return kind.open(folder, model)
+    return (EngineIndex if in_engine(folder) else CatalogueIndex).open(folder, model)
 
 # %% ../nbs/76_engine.ipynb #b48f99fc
 RECORD_FILES = (".csv", ".tsv", ".jsonl", ".parquet")

@@ -17,6 +17,7 @@ if "google.colab" in sys.modules:  # elsewhere prodsim is already installed
     %pip install -q "prodsim[{extras}] @ {{source}}\""""
 # chapters that need the extra `search` as well
 SEARCH = ("70_candidates", "71_index", "72_search", "73_demo", "74_clicks")
+ENGINE = ("76_engine",)  # and those that need an engine and a job, too
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
     "(https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/{path})"
@@ -47,7 +48,8 @@ def badge(path: str, config: dict[str, str]) -> str:
 
 def install_cell(config: dict[str, str], name: str = "") -> str:
     "The cell that installs prodsim in Colab, with what the chapter needs."
-    return INSTALL_CELL.format(git_url=config["git_url"], extras="offline,search" if name in SEARCH else "offline")
+    extras = "offline,search,engine,ray" if name in ENGINE else "offline,search" if name in SEARCH else "offline"
+    return INSTALL_CELL.format(git_url=config["git_url"], extras=extras)
 
 
 def relink(text: str, config: dict[str, str]) -> str:
