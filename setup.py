@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 config = ConfigParser(delimiters=["="], inline_comment_prefixes=None)
 config.read(HERE / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
-EXTRAS = ("offline", "search", "engine", "ray", "translate", "retail", "wandb", "dev")
+EXTRAS = ("offline", "search", "engine", "ray", "behaviour", "explain", "translate", "retail", "wandb", "dev")
 RESULT_FILES = ("*.json", "*.jsonl", "*.toml", "*/*.gz", "*/*.json", "*/*.csv", "*/*.jsonl")
 minors = range(int(cfg["min_python"].split(".")[1]), int(cfg["max_python"].split(".")[1]) + 1)
 

@@ -186,7 +186,7 @@ def _train(
     out: Annotated[Path, typer.Option(help="folder of the finished model; work in progress stands in OUT.partial")],
     kind: Annotated[
         str,
-        typer.Option(help="cross (reads both records together), bi (a vector per record) or comparisons"),
+        typer.Option(help="cross (reads both records together), bi (a vector per record), comparisons or fusion"),
     ] = "cross",
     recipe: Annotated[
         str | None,
@@ -280,8 +280,9 @@ def _field(text: str) -> tuple[str, object]:
 
 def _known_kind(kind: str) -> str:
     from prodsim.encoders import KINDS
+    from prodsim.recipes import trainers
 
-    kinds = (*KINDS, "comparisons")
+    kinds = (*KINDS, "comparisons", *trainers())
     if kind not in kinds:
         raise ProdsimError(f"--kind {kind}: choose one of {', '.join(kinds)}")
     return kind
@@ -399,6 +400,8 @@ STORED = {  # kind of result → module, what lists them, what recomputes one an
     "candidates": ("prodsim.candidates", "stored_candidates", "candidate_differences"),
     "search": ("prodsim.search", "stored_searches", "search_differences"),
     "faults": ("prodsim.quality.faults", "results_of", "fault_differences"),
+    "dimensions": ("prodsim.similarity.worth", "stored_worth", "worth_differences"),
+    "relations": ("prodsim.similarity.relations", "stored_relations", "relation_differences"),
 }
 
 
@@ -1112,3 +1115,118 @@ def _bench_index(
     took = measured["embedding_seconds"]
     embedded = "kept from before" if took is None else f"embedded in {took:.0f} s"
     print(f"{products:,} titles, {embedded}; {measured['machine']['processor']}")
+
+# %% ../nbs/91_cli.ipynb #5d1a0001
+@app.command("dimensions")
+def _dimensions(
+    data: Annotated[str | None, typer.Argument(help="pairs by name or path; none: list the dimensions")] = None,
+    split: Annotated[
+        str, typer.Option(help="whose pairs are scored; a registered test: a line in the ledger")
+    ] = "valid",
+    seed: Annotated[int, typer.Option(min=0, help="of trees and folds")] = 0,
+    as_json: Json = False,
+) -> None:
+    "List the dimensions of likeness, or measure what each is worth on a data set: alone, and left out; stored."
+    from prodsim.similarity.dimensions import all_dimensions
+    from prodsim.similarity.worth import store_worth
+
+    if data is None:
+        rows = [
+            {"dimension": d.name, "group": d.group, "needs": d.needs, "about": d.about}
+            for d in all_dimensions().values()
+        ]
+        _print_json({"dimensions": rows}) if as_json else _print_table(rows, ["dimension", "group", "needs", "about"])
+        return
+    result = store_worth(data, split, seed)
+    if as_json:
+        _print_json(result)
+        return
+    fusion, rows = result["metrics"]["fusion"], []
+    for n in result["known"]:
+        gain = result["metrics"][f"without {n}"]["fusion_gain"]
+        row = {
+            "dimension": n,
+            "known": result["known"][n],
+            "alone": result["metrics"][f"only {n}"]["average_precision"],
+        }
+        rows.append(row | {"missed": gain["difference"], "from": gain["low"], "to": gain["high"]})
+    _print_table(rows, list(rows[0]))
+    for n, why in result["missing"].items():
+        print(f"{n}: {why}")
+    said = "F1 {f1:.3f}, average precision {average_precision:.3f}, log loss {log_loss:.3f}, ECE {ece:.3f}"
+    print(f"{result['name']}: " + said.format(**fusion))
+
+
+@app.command("bench-dimensions")
+def _bench_dimensions(
+    pairs: Annotated[str, typer.Option(help="how many, by commas")] = "20000,100000",
+    products: Annotated[int, typer.Option(min=100, help="of the shop they are drawn from")] = 2000,
+    store: Annotated[bool, typer.Option("--store", help="keep the table among the results")] = False,
+) -> None:
+    "Measure how long pairs take in all dimensions but interaction, and how much memory."
+    from prodsim.similarity.worth import measure_speed, store_speed
+
+    sizes = tuple(int(n) if n.strip().isdigit() else 0 for n in pairs.split(","))
+    if 0 in sizes:
+        raise ProdsimError(f"bench-dimensions --pairs {pairs}: whole numbers with commas between, as in 20000,100000")
+    said = "{pairs:,} pairs of {records:,} records: {seconds:.0f} s, {cpu_seconds:.0f} s of one core"
+    rows = measure_speed(sizes, products, log=lambda row: print(said.format(**row), flush=True))
+    if store:
+        print(store_speed(rows, f"prodsim bench-dimensions --pairs {pairs} --products {products} --store"))
+
+
+@app.command("relations")
+def _relations(
+    folder: Annotated[Path | None, typer.Option(help="of onlineretail.rda; default: fetched")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of the pairs that are drawn")] = 0,
+    as_json: Json = False,
+) -> None:
+    "Measure on real orders which dimensions of eight months foretell the baskets of the next four; stored."
+    from prodsim.similarity.relations import run_relations
+
+    result = run_relations(folder, seed)
+    if as_json:
+        _print_json(result)
+        return
+    rows = [{"dimension": n, **row} for n, row in result["metrics"].items()]
+    _print_table(rows, list(rows[0]))
+
+# %% ../nbs/91_cli.ipynb #5d1a0002
+@app.command("compare")
+def _compare_records(
+    model: Model,
+    left: Annotated[str | None, typer.Option(help='a record as JSON: \'{"title": "…"}\'')] = None,
+    right: Annotated[str | None, typer.Option(help="the other record")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="or a file of pairs")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="why, and what would turn the verdict")] = False,
+    words: Annotated[int, typer.Option(min=0, help="of a cross-encoder: steps of integrated gradients; 0: none")] = 0,
+    as_json: Json = False,
+) -> None:
+    "Score two records, or pairs of a file: probability, verdict, each dimension's value and contribution."
+    from prodsim.data import stream_pairs
+    from prodsim.similarity.explanation import explain_pairs, explanation_text, one_pair
+
+    if (pairs is None) == (left is None and right is None) or (left is None) != (right is None):
+        raise ProdsimError("compare takes --left JSON and --right JSON, or --pairs FILE")
+    judge = _open_model(model)
+    chunks = [one_pair(judge, _record(left, "left"), _record(right, "right"))] if pairs is None else stream_pairs(pairs)
+    told = (t for chunk in chunks for t in explain_pairs(judge, chunk, explain or words > 0, words))
+    if as_json:
+        found = list(told)
+        _print_json(found[0] if pairs is None else {"pairs": found})
+        return
+    for t in told:
+        if pairs is not None and not explain:
+            verdict = {True: "match", False: "no match", None: "no threshold"}[t["match"]]
+            print(f"{t.get('left_id', '')}\t{t.get('right_id', '')}\t{t['score']:.4f}\t{verdict}")
+            continue
+        if t["base"] is None:
+            print("\n".join(f"{d['name']} {d['value']:.3f}" for d in t["dimensions"]))
+        print(explanation_text(t))
+
+
+def _record(text: str, side: str) -> dict:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ProdsimError(f"--{side} is not JSON ({error}): write one object, as in " + '{"title": "…"}') from None

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STACKS', 'opinions', 'Head', 'fit_head', 'check_classes', 'cross_fitted_logits', 'StackedModel', 'load_stack',
-           'member_changes', 'train_stack', 'train_recipe', 'recipe_names', 'repeated_recipes']
+           'member_changes', 'train_stack', 'train_recipe', 'trainers', 'recipe_names', 'repeated_recipes']
 
 # %% ../nbs/55_recipes.ipynb #6a427aa0
 import os
@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from itertools import combinations
 from pathlib import Path
 
@@ -196,7 +197,7 @@ def train_stack(
     if name == recipe and name not in STACKS:
         raise ProdsimError(f"recipe {name!r} is no stack: choose one of {', '.join(STACKS)}")
     chosen = STACKS[name] if name == recipe else recipe
-    if unknown := [m for m in chosen if m not in recipe_names() or m in STACKS]:
+    if unknown := [m for m in chosen if m not in recipe_names() or m in STACKS or m in trainers()]:
         raise ProdsimError(f"member {unknown[0]!r} is no recipe that a stack can hold")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ProdsimError(f"recipe {name} trains in one process: start it without torchrun")
@@ -322,6 +323,10 @@ def train_recipe(
         _refuse(recipe, changes, SETTINGS, max_minutes=max_minutes, start=start)
         mine = {k: v for k, v in options.items() if k in ("seed", "names", "resume")}
         return train_comparisons(data, out, **mine, **changes)
+    if recipe in trainers():
+        _refuse(recipe, {}, (), max_minutes=max_minutes, start=start)
+        mine = {k: v for k, v in options.items() if k in ("seed", "names", "resume")}
+        return trainers()[recipe].load()(data, out, **mine, **changes)
     from prodsim.training import train
 
     if len(start) > 1:
@@ -330,11 +335,22 @@ def train_recipe(
     return train(data, out, recipe, start=first, max_minutes=max_minutes, **options, **changes)
 
 
+_TRAINERS = (  # known without the metadata of an installation, which may be older than this file
+    metadata.EntryPoint("fusion", "prodsim.similarity.fusion:train_fusion", "prodsim.trainers"),
+)
+
+
+def trainers() -> dict[str, metadata.EntryPoint]:
+    """Kinds of models that other modules train (group `prodsim.trainers`): a function of data, out, seed, names,
+    resume and the fields of its recipe; loaded only when asked for."""
+    return {entry.name: entry for entry in (*_TRAINERS, *metadata.entry_points(group="prodsim.trainers"))}
+
+
 def recipe_names() -> tuple[str, ...]:
     "All named recipes."
     from prodsim.training import RECIPES
 
-    return (*STACKS, "comparisons", *RECIPES)
+    return (*STACKS, "comparisons", *trainers(), *RECIPES)
 
 
 def repeated_recipes(

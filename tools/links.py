@@ -15,9 +15,11 @@ import os, sys
 if "google.colab" in sys.modules:  # elsewhere prodsim is already installed
     source = os.environ.get("PRODSIM_SOURCE", "git+{git_url}")
     %pip install -q "prodsim[{extras}] @ {{source}}\""""
-# chapters that need the extra `search` as well
-SEARCH = ("70_candidates", "71_index", "72_search", "73_demo", "74_clicks")
-ENGINE = ("76_engine",)  # and those that need an engine and a job, too
+EXTRAS = {  # of chapters that need more than the weights
+    **dict.fromkeys(("70_candidates", "71_index", "72_search", "73_demo", "74_clicks"), "offline,search"),
+    "76_engine": "offline,search,engine,ray",
+    "similarity/40_explanation": "offline,explain",
+}
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
     "(https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/{path})"
@@ -48,8 +50,7 @@ def badge(path: str, config: dict[str, str]) -> str:
 
 def install_cell(config: dict[str, str], name: str = "") -> str:
     "The cell that installs prodsim in Colab, with what the chapter needs."
-    extras = "offline,search,engine,ray" if name in ENGINE else "offline,search" if name in SEARCH else "offline"
-    return INSTALL_CELL.format(git_url=config["git_url"], extras=extras)
+    return INSTALL_CELL.format(git_url=config["git_url"], extras=EXTRAS.get(name, "offline"))
 
 
 def relink(text: str, config: dict[str, str]) -> str:

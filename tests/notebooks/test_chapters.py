@@ -216,7 +216,7 @@ def test_no_function_is_defined_in_two_chapters():
 def test_package_is_what_the_chapters_export(tmp_path):
     shutil.copy(ROOT / "settings.ini", tmp_path)
     shutil.copytree(ROOT / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".*"))
-    for by_hand in ("__init__.py", "__main__.py", "quality/__init__.py"):
+    for by_hand in ("__init__.py", "__main__.py", "quality/__init__.py", "similarity/__init__.py"):
         (tmp_path / "prodsim" / by_hand).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "prodsim" / by_hand, tmp_path / "prodsim" / by_hand)
     subprocess.run([BIN / "nbdev_export"], cwd=tmp_path, check=True, timeout=120)

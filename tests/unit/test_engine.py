@@ -21,10 +21,10 @@ from prodsim.engine import (
     point_id,
     read_embeddings,
     record_shards,
-    record_weights,
     shard_files,
     sparse_vector,
     term_number,
+    term_weights,
 )
 from prodsim.index import CatalogueIndex, fingerprint, open_encoder
 
@@ -192,8 +192,8 @@ def test_embedded_mode_is_for_one_process(made):
 
 
 def test_terms():
-    weights = record_weights("red red lamp", 10)
-    assert weights[" re"] > weights["lam"] and record_weights("!!", 10) == {}
+    weights = term_weights("red red lamp", 10)
+    assert weights[" re"] > weights["lam"] and term_weights("!!", 10) == {}
     vector = sparse_vector(weights)
     assert vector.indices == sorted(set(vector.indices)) and len(vector.indices) == len(weights)
     assert 0 <= term_number("小米手") < 2**32 and term_number("abc") != term_number("abd")

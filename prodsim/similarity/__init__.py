@@ -1,0 +1,1 @@
+"""Similarity in many dimensions, fused, calibrated, explained."""
