@@ -8,7 +8,7 @@ __all__ = ['FEATURES', 'DEPTH', 'FIELDS', 'SYSTEMS', 'CHINESE', 'word_form', 'se
            'both_readings', 'summarise_search', 'chorus_judgments', 'kept_embeddings', 'run_search', 'search_latency',
            'stored_searches', 'search_differences', 'summarise_chinese', 'run_search_chinese']
 
-# %% ../nbs/72_search.ipynb #9d3cd664
+# %% ../nbs/72_search.ipynb #83be48e5
 import json
 import re
 import time
@@ -41,7 +41,7 @@ from .evaluation import ndcg
 from .evidence import note_look
 from .index import CatalogueIndex, read_query
 
-# %% ../nbs/72_search.ipynb #42540097
+# %% ../nbs/72_search.ipynb #d3b237d3
 _MEASURE = re.compile(
     r"(\d+(?:[.,]\d+)?)\s*(inch|[kmgt]b|mah|[kmg]?hz|[mck]?m|mp|dpi|k?w|k?g|ml|ft|l|v)\b|(\d+(?:[.,]\d+)?)\s*[\"″”]",
     re.I,
@@ -67,7 +67,7 @@ def search_words(
     found = [word_form(p) for w in words(flat) for p in _PIECES.findall(w)]
     return [w for w in found if not _HAN.fullmatch(w)] + _HAN.findall(flat)
 
-# %% ../nbs/72_search.ipynb #164820fb
+# %% ../nbs/72_search.ipynb #8d6b1c60
 _BRAND = ("brand", "supplier", "manufacturer", "maker", "vendor", "品牌")
 
 
@@ -158,7 +158,7 @@ class Vocabulary:
         found = [f for w in forms for f in extract(w, known, scorer=OSA.distance, score_cutoff=slips, limit=20)]
         return min(found, key=lambda f: (f[1], -self.counts[f[0]], f[0]))[0] if found else None
 
-# %% ../nbs/72_search.ipynb #7349cc57
+# %% ../nbs/72_search.ipynb #dcf5d4dd
 def kind_texts(
     records: pd.DataFrame,  # one column an attribute
     names: list[str],  # the title first
@@ -174,7 +174,7 @@ def kind_texts(
         texts.append(" ".join(found[:4]))
     return texts
 
-# %% ../nbs/72_search.ipynb #98079514
+# %% ../nbs/72_search.ipynb #5f01b921
 FEATURES = (
     "words of the title", "words of the description", "words of short attributes", "words of all attributes",
     "best field", "meaning", "meaning below the best", "meaning of the best", "kind of thing", "ranks fused",
@@ -441,7 +441,7 @@ def field_names(
     short = [n for n in names if records[n].dropna().astype(str).str.len().mean() <= 200] or names[:1]
     return {"title": names[:1], "rest": names[1:2] or names[:1], "short": short, "all": names}
 
-# %% ../nbs/72_search.ipynb #73505635
+# %% ../nbs/72_search.ipynb #f1e94236
 @dataclass
 class Ranker:
     "Boosted trees that say what a result is worth, from 0 (nothing) to 1 (just what was asked for)."
@@ -521,7 +521,7 @@ def _boost(features, grades, unjudged: float, leaves: int, trees: int, bags: int
     options |= {"max_bin": 63, "verbosity": -1, "num_threads": 1, "deterministic": True}
     return [lightgbm.train({**options, "seed": s}, data, trees) for s in range(bags)]
 
-# %% ../nbs/72_search.ipynb #1baf9d90
+# %% ../nbs/72_search.ipynb #896574df
 def paired_gain(
     a: np.ndarray,  # (queries,) a metric of one system
     b: np.ndarray,  # (queries,) of another
@@ -536,7 +536,7 @@ def paired_gain(
     p = (1 + (swapped >= abs(d.mean()) - 1e-12).sum()) / (draws + 1)
     return {"gain": float(d.mean()), "low": float(low), "high": float(high), "p_value": float(p)}
 
-# %% ../nbs/72_search.ipynb #5641ccb7
+# %% ../nbs/72_search.ipynb #bb5d4294
 def open_search(
     folder: str | Path,  # of an index
     model: str | Path | None = None,  # None: the one the index names
@@ -619,7 +619,7 @@ def learn_search(
     ranker.save(Path(folder) / "ranker.json")
     return {"queries": len(grades), "judgments": len(table), "floor": ranker.floor}
 
-# %% ../nbs/72_search.ipynb #ee32881a
+# %% ../nbs/72_search.ipynb #ea3cd826
 SYSTEMS = (
     "words as they stand", "meaning", "ranks fused", "word forms", "forms and meaning fused",
     "ranker, judged alone", "ranker, unjudged as 0",
@@ -842,7 +842,7 @@ def search_differences(
     again = summarise_chinese(table) if result["name"] == "ecomgpt-zh" else summarise_search(table)
     return disagreements(f"{result['name']}.systems", result["systems"], again)
 
-# %% ../nbs/72_search.ipynb #02e39ae9
+# %% ../nbs/72_search.ipynb #ec6209d8
 CHINESE = {  # name → a text's terms
     "characters": lambda text: [c for c in text.lower() if c.isalnum()],
     "pairs of characters": words,
