@@ -385,7 +385,11 @@ def test_package_has_a_queue_and_results(monkeypatch):
             for k in ("scores", "flags")
             if k in r
         }
-    used |= {f"candidates/{path.stem}.ranks.csv.gz" for path in (RESULTS / "candidates").glob("*.json")}
+    for path in RESULTS.glob("*/*.json"):  # of the commands that keep their results in a folder of their own
+        result = json.loads(path.read_text())
+        used |= {
+            f"{path.parent.name}/{v}" for k, v in result.items() if path.parent.name != "runs" and k.endswith("_file")
+        }
     kept = {str(p.relative_to(RESULTS)) for p in RESULTS.rglob("*.csv.gz")}
     assert kept == used, "every file of scores belongs to a result, and every result has its files"
 
