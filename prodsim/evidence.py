@@ -383,6 +383,12 @@ def plot_summary(
             )
             axis.plot(100 * r["f1"], y, "o", color=colour)
             above = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 9}
+            above["bbox"] = {
+                "facecolor": "white",
+                "edgecolor": "none",
+                "alpha": 0.9,
+                "pad": 0.5,
+            }
             axis.annotate(f"{100 * r['f1']:.1f}", (100 * r["f1"], y), **above)
         for one in published():
             if one["name"] == "Ditto" and data in one["f1"]:
