@@ -9,7 +9,6 @@ __all__ = ['LEXICAL', 'FUSED', 'RANKED', 'trigrams', 'model_numbers', 'LexicalIn
            'candidate_differences']
 
 # %% ../nbs/70_candidates.ipynb #c8f195d2
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -23,7 +22,16 @@ from scipy.optimize import minimize
 from scipy.stats import binomtest
 
 from .comparisons import amount, codes, words
-from .core import ProdsimError, disagreements, provenance, results_folder, write_json, write_table
+from prodsim.core import (
+    ProdsimError,
+    disagreements,
+    provenance,
+    results_folder,
+    stored_results,
+    stored_table,
+    write_json,
+    write_table,
+)
 from .data import attributes, data_hash, load_pairs, record_ids
 from .evidence import note_look
 
@@ -421,8 +429,7 @@ def run_candidates(
 
 def stored_candidates() -> list[dict]:  # one per data set and split
     "Stored measurements of candidates, by name."
-    files = sorted((results_folder() / "candidates").glob("*.json"))
-    return [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    return stored_results("candidates")
 
 
 def stored_ranks(
@@ -430,10 +437,7 @@ def stored_ranks(
 ) -> pd.DataFrame:  # left_id, right_id, a rank per system
     "Ranks behind a stored measurement. Raises ProdsimError if they are missing or do not fit."
     path = results_folder() / "candidates" / result["ranks_file"]
-    try:
-        ranks = pd.read_csv(path)
-    except (OSError, ValueError):
-        raise ProdsimError(f"{path}: missing or unreadable; run: {result['command']}") from None
+    ranks = stored_table(result, path)
     if len(ranks) != result["queries"]:
         raise ProdsimError(f"{path}: {len(ranks)} ranks where {result['queries']} belong; run: {result['command']}")
     return ranks

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RESULTS', 'colors', 'CLAIM_MIME', 'ProdsimError', 'atomic_file', 'atomic_dir', 'replace_dir', 'restore_dir',
            'write_json', 'trim_memory', 'cpu_flags', 'device_name', 'has_bf16', 'machine', 'revision', 'results_folder',
-           'provenance', 'write_table', 'disagreements', 'seed_everything', 'hash_text', 'figure_style', 'quiet',
-           'setup', 'claim']
+           'provenance', 'write_table', 'stored_results', 'stored_table', 'disagreements', 'seed_everything',
+           'hash_text', 'figure_style', 'quiet', 'setup', 'claim']
 
 # %% ../nbs/92_core.ipynb #6c58ee61
 import contextlib
@@ -245,6 +245,29 @@ def write_table(
         f.write(table.to_csv(index=False, lineterminator="\n").encode("utf-8"))
     with atomic_file(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
+
+
+def stored_results(
+    kind: str,  # a folder of `results_folder`: "runs", "candidates", …
+    pattern: str = "*.json",  # of file names
+) -> list[dict]:  # by file name; empty if nothing is stored
+    "What commands stored, read again."
+    files = sorted((results_folder() / kind).glob(pattern))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in files]
+
+
+def stored_table(
+    result: dict,  # of `stored_results`
+    path: str | Path,  # the table behind it, as `write_table` left it
+    **options,  # of `pandas.read_csv`
+):  # DataFrame
+    "Raises ProdsimError, with the command that makes it, if the table is missing or unreadable."
+    import pandas as pd
+
+    try:
+        return pd.read_csv(path, **options)
+    except (OSError, ValueError):
+        raise ProdsimError(f"{path}: missing or unreadable; run: {result['command']}") from None
 
 
 def disagreements(

@@ -27,6 +27,8 @@ from prodsim.core import (
     disagreements,
     provenance,
     results_folder,
+    stored_results,
+    stored_table,
     revision,
     write_json,
     write_table,
@@ -137,19 +139,14 @@ def store(
 
 def stored() -> list[dict]:  # one per run
     "All stored results, by name."
-    return [json.loads(p.read_text(encoding="utf-8")) for p in sorted((results_folder() / "runs").glob("*.json"))]
+    return stored_results("runs")
 
 
 def scored_pairs(
     result: dict,  # one of `stored()`
 ) -> pd.DataFrame:  # left_id, right_id, label, seen, score
     "The pairs of a stored result with their scores. Raises ProdsimError if a file is missing or they do not fit."
-    try:
-        pairs, scores = (pd.read_csv(results_folder() / result[k]) for k in ("pairs_file", "scores_file"))
-    except (FileNotFoundError, OSError) as error:
-        raise ProdsimError(
-            f"result {result['name']}: {error.filename or error} is missing or unreadable; run make results"
-        ) from None
+    pairs, scores = (stored_table(result, results_folder() / result[k]) for k in ("pairs_file", "scores_file"))
     if len(pairs) != len(scores):
         raise ProdsimError(f"result {result['name']}: {len(pairs)} pairs but {len(scores)} scores; run make results")
     return pairs.assign(score=scores["score"].astype(np.float32))

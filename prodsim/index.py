@@ -32,6 +32,7 @@ from prodsim.core import (
     machine,
     restore_dir,
     results_folder,
+    stored_results,
     revision,
     write_json,
 )
@@ -634,8 +635,7 @@ def bench_index(
 
 def stored_scale() -> list[dict]:  # by size
     "Stored scale tables."
-    files = (results_folder() / "index").glob("*.json")
-    return sorted((json.loads(p.read_text(encoding="utf-8")) for p in files), key=lambda r: r["products"])
+    return sorted(stored_results("index"), key=lambda result: result["products"])
 
 # %% ../nbs/71_index.ipynb #e1d72a4b
 MOST_LINKED = 3000  # records in one chain that are still cut

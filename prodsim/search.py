@@ -33,6 +33,8 @@ from prodsim.core import (
     hash_text,
     provenance,
     results_folder,
+    stored_results,
+    stored_table,
     write_json,
     write_table,
 )
@@ -826,19 +828,14 @@ def search_latency(
 
 def stored_searches() -> list[dict]:  # one per data set
     "Stored measurements of search, by name."
-    files = sorted((results_folder() / "search").glob("*.json"))
-    return [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    return stored_results("search")
 
 
 def search_differences(
     result: dict,  # one of `stored_searches()`
 ) -> list[str]:  # empty if all is well
     "Stored numbers that do not follow from the stored scores. Raises ProdsimError if these are missing."
-    path = results_folder() / "search" / result["scores_file"]
-    try:
-        table = pd.read_csv(path, dtype={"id": str})
-    except (OSError, ValueError):
-        raise ProdsimError(f"{path}: missing or unreadable; run: {result['command']}") from None
+    table = stored_table(result, results_folder() / "search" / result["scores_file"], dtype={"id": str})
     again = summarise_chinese(table) if result["name"] == "ecomgpt-zh" else summarise_search(table)
     return disagreements(f"{result['name']}.systems", result["systems"], again)
 

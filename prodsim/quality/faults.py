@@ -19,7 +19,15 @@ import pandas as pd
 from datasets import Dataset, DatasetDict
 
 from ..comparisons import ROUNDS, TREES
-from ..core import ProdsimError, disagreements, provenance, results_folder, write_json, write_table
+from prodsim.core import (
+    ProdsimError,
+    disagreements,
+    provenance,
+    results_folder,
+    stored_table,
+    write_json,
+    write_table,
+)
 from ..data import attributes, data_hash, record_ids, repeated_pairs, seen_status
 from ..evaluation import best_threshold, lexical_scores, pair_metrics, paired_test, report
 from .duplicates import duplicate_groups, pair_keys
@@ -544,10 +552,7 @@ def store_laboratory(
 
 def _stored_table(result: dict, seed: str, kind: str) -> pd.DataFrame:
     path = Path(result["folder"]) / result["seeds"][seed][kind]
-    try:
-        return pd.read_csv(path, dtype={"codes": str})
-    except (OSError, ValueError) as error:
-        raise ProdsimError(f"{path}: cannot be read ({error}); prodsim faults makes it") from None
+    return stored_table(result, path, dtype={"codes": str})
 
 
 def recompute_faults(

@@ -7,7 +7,6 @@ __all__ = ['RELATIONS', 'TURNED', 'Relations', 'learn_relations', 'read_retail',
            'stored_relations', 'relation_pairs', 'relation_differences']
 
 # %% ../../nbs/similarity/50_relations.ipynb #4bf4a2a8
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,16 @@ import pandas as pd
 from datasets import Dataset, DatasetDict
 from sklearn.metrics import average_precision_score
 
-from ..core import ProdsimError, disagreements, provenance, results_folder, write_json, write_table
+from prodsim.core import (
+    ProdsimError,
+    disagreements,
+    provenance,
+    results_folder,
+    stored_results,
+    stored_table,
+    write_json,
+    write_table,
+)
 from ..evaluation import bootstrap_interval
 from ..registry import fetch
 from .dimensions import Known, learn_behaviour, learn_known, measure_dimensions
@@ -177,8 +185,7 @@ def run_relations(
 
 def stored_relations() -> list[dict]:  # none or one
     "The stored measurement on real orders."
-    files = sorted((results_folder() / "similarity").glob("*.relations.json"))
-    return [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    return stored_results("similarity", "*.relations.json")
 
 
 def relation_pairs(
@@ -186,10 +193,7 @@ def relation_pairs(
 ) -> pd.DataFrame:
     "The pairs behind a stored measurement. Raises ProdsimError if they are missing."
     path = results_folder() / "similarity" / result["pairs_file"]
-    try:
-        return pd.read_csv(path, dtype={"left_id": str, "right_id": str})
-    except (OSError, ValueError):
-        raise ProdsimError(f"{path}: missing or unreadable; run: {result['command']}") from None
+    return stored_table(result, path, dtype={"left_id": str, "right_id": str})
 
 
 def relation_differences(

@@ -17,7 +17,16 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import average_precision_score, log_loss
 
-from ..core import ProdsimError, disagreements, provenance, results_folder, write_json, write_table
+from prodsim.core import (
+    ProdsimError,
+    disagreements,
+    provenance,
+    results_folder,
+    stored_results,
+    stored_table,
+    write_json,
+    write_table,
+)
 from ..data import data_hash, load_pairs
 from ..encoders import pretrained
 from ..evaluation import best_threshold, expected_calibration_error, fit_platt, pair_metrics, paired_test
@@ -111,8 +120,7 @@ def store_worth(
 
 def stored_worth() -> list[dict]:  # one per data set, split and seed
     "Stored measurements of dimensions, by name."
-    files = sorted((results_folder() / "similarity").glob("*.seed*.json"))
-    return [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    return stored_results("similarity", "*.seed*.json")
 
 
 def stored_probabilities(
@@ -120,10 +128,7 @@ def stored_probabilities(
 ) -> pd.DataFrame:  # left_id, right_id, label, a probability per system
     "Raises ProdsimError if they are missing or do not fit."
     path = results_folder() / "similarity" / result["scores_file"]
-    try:
-        table = pd.read_csv(path)
-    except (OSError, ValueError):
-        raise ProdsimError(f"{path}: missing or unreadable; run: {result['command']}") from None
+    table = stored_table(result, path)
     if len(table) != result["pairs"] or set(table.columns[3:]) != set(result["metrics"]):
         raise ProdsimError(f"{path}: {len(table)} pairs that do not fit {result['name']}; run: {result['command']}")
     return table
