@@ -282,7 +282,7 @@ def _known_kind(kind: str) -> str:
     from prodsim.encoders import KINDS
     from prodsim.recipes import trainers
 
-    kinds = (*KINDS, "comparisons", *trainers())
+    kinds = (*KINDS, *trainers())
     if kind not in kinds:
         raise ProdsimError(f"--kind {kind}: choose one of {', '.join(kinds)}")
     return kind

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_MODEL', 'WHEEL_SHA256', 'UNKNOWN_LIMIT', 'KINDS', 'PRECISIONS', 'resolve_model', 'TextFormat', 'share_budget',
-           'record_texts', 'unknown_share', 'check_readable', 'PairModel', 'pretrained', 'scoring_copy',
+           'record_texts', 'unknown_share', 'check_readable', 'Scorer', 'PairModel', 'pretrained', 'scoring_copy',
            'classification_head', 'reads_ragged', 'encode_ragged', 'predict_ragged', 'save_model', 'write_model',
            'check_run_folder', 'read_run', 'training_pairs', 'pair_weights', 'finished_run', 'differing', 'load_model',
            'score_file', 'embed_file']
@@ -18,6 +18,7 @@ from functools import lru_cache
 from hashlib import file_digest, sha256
 from importlib import metadata
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -225,6 +226,24 @@ def check_readable(
 # %% ../nbs/30_encoders.ipynb #a866d405
 KINDS = ("bi", "cross")
 PRECISIONS = ("auto", "bf16", "fp32")  # of scoring
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    "What every kind of model can do: encoders, trees, stacks, a fusion, and a kind that another package adds."
+
+    kind: str
+    threshold: float | None  # score from which a pair is a match; chosen on validation data
+    run: dict  # run.json: how the model came about
+
+    def score(
+        self,
+        pairs: Dataset | pd.DataFrame,  # columns left_<attribute>, right_<attribute>
+        batch_size: int = 32,  # texts in one forward pass, where there is an encoder
+        progress: bool = False,  # show a bar
+    ) -> np.ndarray:  # shape (pairs,), float32, larger is more alike
+        "One number a pair."
+        ...
 
 
 @dataclass
@@ -688,7 +707,7 @@ def load_model(
     path: str | Path,  # a folder written by training or save_model
     device: str | None = None,  # None: the best there is
     precision: str = "auto",  # of scoring: "auto", "bf16" or "fp32"
-) -> PairModel:  # or what the reader of another kind gives
+) -> Scorer:  # a PairModel, or what the reader of another kind gives
     "Open a saved model. Raises ProdsimError if the folder, its run.json or its weights are missing."
     path, run = Path(path), read_run(path)
     kind, others = run.get("kind"), _readers()
@@ -719,7 +738,7 @@ def load_model(
 
 # %% ../nbs/30_encoders.ipynb #e2284749
 def score_file(
-    model: PairModel,  # a model with or without a threshold
+    model: Scorer,  # with or without a threshold
     path: str | Path,  # pairs: .csv, .tsv, .jsonl or .parquet with left_… and right_… columns
     out: str | Path,  # .csv or .tsv: left_id, right_id, score and, with a threshold, match (0 or 1)
     chunk_rows: int = 8192,  # pairs in memory at a time

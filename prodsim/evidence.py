@@ -39,7 +39,7 @@ from .quality.leakage import one_to_one_scores
 
 # %% ../nbs/60_evidence.ipynb #236590de
 def evaluate(
-    model,  # anything with .score(pairs) and .threshold, a PairModel for one
+    model,  # a `prodsim.encoders.Scorer`; its `score` and `threshold` are used
     pairs: DatasetDict,  # with the split, and with valid if the model has no threshold
     split: str = "test",  # which split is measured
     seed: int = 0,  # of the bootstrap intervals

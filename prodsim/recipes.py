@@ -7,6 +7,7 @@ __all__ = ['STACKS', 'opinions', 'Head', 'fit_head', 'check_classes', 'cross_fit
            'member_changes', 'train_stack', 'train_recipe', 'trainers', 'recipe_names', 'repeated_recipes']
 
 # %% ../nbs/55_recipes.ipynb #6a427aa0
+import inspect
 import os
 import shutil
 import time
@@ -22,9 +23,9 @@ from datasets import Dataset, DatasetDict
 from scipy import optimize, special
 from sklearn.model_selection import StratifiedKFold
 
-from .comparisons import SETTINGS, comparison_arguments, train_comparisons
+from .comparisons import comparison_arguments
 from .core import ProdsimError, atomic_dir, machine, revision, write_json
-from .encoders import check_run_folder, differing, finished_run, load_model, read_run, training_pairs
+from .encoders import Scorer, check_run_folder, differing, finished_run, load_model, read_run, training_pairs
 from .evaluation import best_threshold, report
 
 # %% ../nbs/55_recipes.ipynb #33b005ce
@@ -197,7 +198,7 @@ def train_stack(
     if name == recipe and name not in STACKS:
         raise ProdsimError(f"recipe {name!r} is no stack: choose one of {', '.join(STACKS)}")
     chosen = STACKS[name] if name == recipe else recipe
-    if unknown := [m for m in chosen if m not in recipe_names() or m in STACKS or m in trainers()]:
+    if unknown := [m for m in chosen if m not in ("comparisons", *RECIPES)]:
         raise ProdsimError(f"member {unknown[0]!r} is no recipe that a stack can hold")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ProdsimError(f"recipe {name} trains in one process: start it without torchrun")
@@ -311,7 +312,7 @@ def train_recipe(
     start: Sequence[str | Path] = (),  # finished runs that the recipe would repeat
     max_minutes: float | None = None,  # stop training an encoder after so many minutes
     **options,  # seed, names, resume; of encoders too: unknown_limit, precision, log_to, progress, device
-):  # a trained model, whatever its kind
+) -> Scorer:
     "Train by name. Raises ProdsimError for an unknown name, a field the recipe has not, and what its trainer refuses."
     if recipe not in recipe_names():
         raise ProdsimError(f"recipe {recipe!r} is unknown: choose one of {', '.join(recipe_names())}")
@@ -319,14 +320,13 @@ def train_recipe(
     if recipe in STACKS:
         _refuse(recipe, changes, ("model",), max_minutes=max_minutes)
         return train_stack(data, out, recipe, start=start, changes=changes, **options)
-    if recipe == "comparisons":
-        _refuse(recipe, changes, SETTINGS, max_minutes=max_minutes, start=start)
-        mine = {k: v for k, v in options.items() if k in ("seed", "names", "resume")}
-        return train_comparisons(data, out, **mine, **changes)
     if recipe in trainers():
-        _refuse(recipe, {}, (), max_minutes=max_minutes, start=start)
-        mine = {k: v for k, v in options.items() if k in ("seed", "names", "resume")}
-        return trainers()[recipe].load()(data, out, **mine, **changes)
+        trainer = trainers()[recipe].load()
+        fields = inspect.signature(trainer).parameters.values()
+        known = [f.name for f in fields if f.kind is f.KEYWORD_ONLY and f.name not in _OF_ALL]
+        own_refusal = any(f.kind is f.VAR_KEYWORD for f in fields)
+        _refuse(recipe, {} if own_refusal else changes, known, max_minutes=max_minutes, start=start)
+        return trainer(data, out, **{k: v for k, v in options.items() if k in _OF_ALL}, **changes)
     from prodsim.training import train
 
     if len(start) > 1:
@@ -335,14 +335,16 @@ def train_recipe(
     return train(data, out, recipe, start=first, max_minutes=max_minutes, **options, **changes)
 
 
+_OF_ALL = ("seed", "names", "resume")  # what every trainer takes
 _TRAINERS = (  # known without the metadata of an installation, which may be older than this file
+    metadata.EntryPoint("comparisons", "prodsim.comparisons:train_comparisons", "prodsim.trainers"),
     metadata.EntryPoint("fusion", "prodsim.similarity.fusion:train_fusion", "prodsim.trainers"),
 )
 
 
 def trainers() -> dict[str, metadata.EntryPoint]:
-    """Kinds of models that other modules train (group `prodsim.trainers`): a function of data, out, seed, names,
-    resume and the fields of its recipe; loaded only when asked for."""
+    """Kinds of models without an encoder's training loop (group `prodsim.trainers`): a function of data, out, seed,
+    names, resume and, by keyword, the fields of its recipe; gives a `Scorer`. Loaded only when asked for."""
     return {entry.name: entry for entry in (*_TRAINERS, *metadata.entry_points(group="prodsim.trainers"))}
 
 
@@ -350,7 +352,7 @@ def recipe_names() -> tuple[str, ...]:
     "All named recipes."
     from prodsim.training import RECIPES
 
-    return (*STACKS, "comparisons", *trainers(), *RECIPES)
+    return (*STACKS, *trainers(), *RECIPES)
 
 
 def repeated_recipes(

@@ -17,7 +17,7 @@ from prodsim.cli import main
 from prodsim.comparisons import train_comparisons
 from prodsim.core import ProdsimError
 from prodsim.data import load_pairs, save_pairs
-from prodsim.encoders import load_model, score_file, training_pairs
+from prodsim.encoders import Scorer, load_model, score_file, training_pairs
 from prodsim.evaluation import best_threshold, pair_metrics
 from prodsim.recipes import (
     Head,
@@ -204,6 +204,25 @@ def test_steps_become_epochs():
     assert member_changes({"epochs": "80 steps"}, 10**6, 128) == {"epochs": 1}
     assert member_changes({"epochs": "80 steps"}, 20, 128) == {"epochs": 80}
     assert member_changes({"epochs": 3}, 20, 128) == {"epochs": 3}
+
+
+def test_every_kind_of_model_is_a_scorer(stack):
+    model, _ = stack
+    assert isinstance(model, Scorer) and all(isinstance(member, Scorer) for member in model.members.values())
+    assert not isinstance(model.head, Scorer)
+
+
+def test_a_trainer_of_another_package_is_asked_for_its_own_fields_only(tmp_path, monkeypatch):
+    asked = []
+
+    def majority(data, out, *, seed=0, names=None, resume=False, smoothing=1.0):
+        asked.append((seed, smoothing))
+
+    monkeypatch.setattr(recipes, "trainers", lambda: {"majority": type("Entry", (), {"load": lambda self: majority})()})
+    train_recipe(PAIRS, tmp_path / "run", "majority", changes={"smoothing": 2.0}, seed=3, precision="fp32")
+    assert asked == [(3, 2.0)]
+    with pytest.raises(ProdsimError, match="--epochs is of encoders: recipe majority takes --seed, .*smoothing"):
+        train_recipe(PAIRS, tmp_path / "run", "majority", changes={"epochs": 2})
 
 
 def test_what_a_recipe_repeats():
