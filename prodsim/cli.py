@@ -474,26 +474,46 @@ def _bench(
     pairs: Annotated[int, typer.Option(min=16, help="pairs of a round")] = 256,
     repeats: Annotated[int, typer.Option(min=1, help="rounds; each runs every system once")] = 3,
     out: Annotated[Path | None, typer.Option(help="also write the measurement to a .json file")] = None,
+    titles: Annotated[
+        str | None, typer.Option(help="embed titles of these offers: pricerunner, chorus or a file")
+    ] = None,
+    onnx: Annotated[
+        str | None, typer.Option(help="Python of an environment with sentence-transformers[onnx]: two more rows")
+    ] = None,
+    quality: Annotated[
+        bool,
+        typer.Option("--time-to-quality", help="instead: validation F1 over time; hours, goes on where it stopped"),
+    ] = False,
+    work: Annotated[Path, typer.Option(help="with --time-to-quality: curves and checkpoints")] = Path(
+        "_run/time-to-quality"
+    ),
     as_json: Json = False,
 ) -> None:
     "Measure scoring, embedding and training beside the usual ways, in turns on this machine."
-    from prodsim.bench import JOBS, bench, compare_speed, save_bench
+    from prodsim.bench import JOBS, bench, compare_quality, compare_speed, save_bench, time_to_quality
 
     if out is not None and out.suffix != ".json":
         raise ProdsimError(f"--out {out}: the name must end in .json")
     log = (lambda line: print(line, file=sys.stderr)) if _show_progress(as_json) else (lambda line: None)
     jobs = tuple(job or JOBS)
-    measured = bench(jobs, data, pairs, repeats, log=log)
-    if out is not None:
+    if quality:
+        measured = time_to_quality(data or "abt-buy", work, log=log)
+        command, table = f"prodsim bench --time-to-quality --data {measured['data']}", compare_quality(measured)
+    else:
+        measured = bench(jobs, data, pairs, repeats, log=log, titles=titles, onnx=onnx)
         options = " ".join(f"--job {name}" for name in jobs) + f" --data {measured['data']}"
-        save_bench(measured, out, f"prodsim bench {options} --pairs {pairs} --repeats {repeats}")
+        options += f" --titles {titles}" if titles else ""
+        options += f" --onnx {onnx}" if onnx else ""
+        command, table = f"prodsim bench {options} --pairs {pairs} --repeats {repeats}", compare_speed(measured)
+    if out is not None:
+        save_bench(measured, out, command)
     if as_json:
         _print_json(measured)
         return
-    table = compare_speed(measured)
-    _print_table(table.to_dict("records"), list(table))
+    _print_table(table.astype(object).where(table.notna(), None).to_dict("records"), list(table))
     facts = measured["machine"]
-    print(f"{measured['data']}, {repeats} rounds; {facts['processor']}, {facts['threads']} threads; processor time")
+    rounds = "" if quality else f", {repeats} rounds"
+    print(f"{measured['data']}{rounds}; {facts['processor']}, {facts['threads']} threads; processor time")
     if out is not None:
         print(out)
 

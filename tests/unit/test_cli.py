@@ -195,7 +195,8 @@ def test_datasets_lists_what_is_registered(prodsim):
 def test_bench_compares_in_turns_and_stores_what_it_measured(prodsim, monkeypatch, tiny_model, tmp_path):
     from prodsim import bench
 
-    monkeypatch.setattr(bench.bench, "__defaults__", (*bench.bench.__defaults__[:4], tiny_model, lambda line: None))
+    given = bench.bench.__defaults__
+    monkeypatch.setattr(bench.bench, "__defaults__", (*given[:4], tiny_model, *given[5:]))
     out = tmp_path / "speed.json"
     options = ("--data", "shop:easy-40", "--pairs", 16, "--repeats", 2)
     code, text, err = prodsim("bench", *options, "--out", out, "--json")
