@@ -192,6 +192,28 @@ def test_datasets_lists_what_is_registered(prodsim):
     assert code == 0 and "abt-buy" in out and "shop" in out
 
 
+def test_time_to_quality_prints_a_dash_where_it_is_never_reached(prodsim, monkeypatch, tmp_path):
+    from prodsim import bench
+
+    row = lambda seconds, f1: [{"epoch": 1, "seconds": seconds, "cpu_seconds": seconds, "f1": f1}]  # noqa: E731
+    curves = {"prodsim fast": row(10, 0.9), bench.USUAL[0]: row(300, 0.8), bench.USUAL[1]: row(200, 0.7)}
+    measured = {"curves": curves, "data": "abt-buy", "machine": {"processor": "a chip", "threads": 1}}
+    monkeypatch.setattr(bench, "time_to_quality", lambda data, work, log: measured | {"asked": [data, str(work)]})
+    out = tmp_path / "quality.json"
+    code, text, err = prodsim("bench", "--time-to-quality", "--work", "here", "--out", out)
+    assert (code, err) == (0, "") and "30.000" in text and "–" in text and "a chip" in text
+    stored = json.loads(out.read_text())
+    assert stored["command"] == "prodsim bench --time-to-quality --data abt-buy" and stored["asked"][1] == "here"
+
+
+def test_bench_names_an_environment_that_is_not_there(prodsim, tiny_model, monkeypatch):
+    from prodsim import bench
+
+    monkeypatch.setattr(bench, "_some_texts", lambda *arguments: ["a lamp"])
+    code, text, err = prodsim("bench", "--job", "embed", "--data", "shop:easy-20", "--onnx", "nowhere/python")
+    assert code == 2 and "--onnx nowhere/python: no such Python" in err and err.count("\n") == 1
+
+
 def test_bench_compares_in_turns_and_stores_what_it_measured(prodsim, monkeypatch, tiny_model, tmp_path):
     from prodsim import bench
 
@@ -208,7 +230,7 @@ def test_bench_compares_in_turns_and_stores_what_it_measured(prodsim, monkeypatc
     assert stored["command"].startswith("prodsim bench --job score") and stored["rows"] == measured["rows"]
     table = bench.compare_speed(stored, "seconds")
     first = table.groupby("job").head(1)
-    assert (first["ratio"] == 1).all() and (table["per_second"] > 0).all() and (table["of_floor"] > 0).all()
+    assert (first["ratio"] == 1).all() and (table["per_second"] > 0).all() and (table["of_floor"].dropna() > 0).all()
     for options in (("--job", "fly"), ("--out", tmp_path / "x.txt"), ("--data", "abt-bye")):
         code, text, err = prodsim("bench", *options)
         assert (code, text) == (2, "") and err.count("\n") == 1
