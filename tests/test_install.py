@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.metadata
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -82,6 +84,27 @@ def test_old_python_is_refused_with_one_line(tmp_path):
     assert result.returncode != 0 and len(lines) == 1
     assert "3.11" in lines[0] and "3.10.9" in lines[0]
     assert not (tmp_path / "venv").exists()
+
+
+def test_pinned_versions_admit_every_python_promised():
+    "Debian 12 has Python 3.11.2: a pin that asks for 3.11.5 breaks `make run` there and nowhere else."
+    config = links.settings()
+    first, last = (int(config[key].split(".")[1]) for key in ("min_python", "max_python"))
+    pythons = [f"3.{minor}.0" for minor in range(first, last + 1)]
+    assert f"Python 3.{first} to 3.{last}" in (ROOT / "README.md").read_text(encoding="utf-8")
+    pins = re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    pinned = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins}
+    refused, read = {}, 0
+    for package in importlib.metadata.distributions():
+        name = re.sub(r"[-_.]+", "-", package.metadata["Name"]).lower()
+        if package.version.split("+")[0] != pinned.get(name):
+            continue
+        read += 1
+        asks = SpecifierSet(package.metadata["Requires-Python"] or "")
+        if without := [python for python in pythons if python not in asks]:
+            refused[name] = without
+    assert read > len(pinned) * 0.9, f"only {read} of {len(pinned)} pinned versions are installed: make install"
+    assert not refused
 
 
 def test_links_in_readme_lead_somewhere():
