@@ -539,8 +539,10 @@ def main(args: list[str] | None = None) -> int:  # exit code: 0, 2 for a user's 
     except BrokenPipeError:
         return 0
     except OSError as error:
-        # the file system's own refusals: no permission, no space, not a folder
-        message = f"{error.filename or 'output'}: {error.strerror or error}"
+        if error.errno is None and "shared object" in str(error):  # the loader's refusal has no number
+            message = f"{error}; install that system library (libgomp.so.1: apt install libgomp1)"
+        else:  # the file system's own: no permission, no space, not a folder
+            message = f"{error.filename or 'output'}: {error.strerror or error}"
     print(f"prodsim: {message}", file=sys.stderr)
     return 2
 

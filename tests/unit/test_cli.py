@@ -1,5 +1,6 @@
 """The command line: the whole way on a data set of one's own, and one line for every mistake."""
 
+import ctypes
 import json
 import os
 import subprocess
@@ -449,3 +450,11 @@ def test_help_imports_nothing_heavy():
 def test_no_arguments_show_help(prodsim):
     code, out, err = prodsim()
     assert "train" in out + err and "Traceback" not in err
+
+
+def test_a_missing_system_library_is_named(monkeypatch, capsys):
+    "A bare Debian has no libgomp, which lightgbm loads: the loader's own error, here of a library that never is."
+    monkeypatch.setattr("prodsim.cli.app", lambda **_: ctypes.CDLL("libprodsim-nosuch.so.1"))
+    assert main(["datasets"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("prodsim: libprodsim-nosuch.so.1: cannot open") and "install that system library" in line
