@@ -230,12 +230,14 @@ class Validation(BaseEvaluator):
         self.model, self.primary_metric = model, metric
         self.left, self.right = model.pair_texts(pairs)
         self.labels = np.asarray(pairs["label"])
+        self.scores: dict[int, np.ndarray] = {}  # of each evaluation, by the step of it
 
-    def __call__(self, encoder, **ignored) -> dict[str, float]:
+    def __call__(self, encoder, steps: int = -1, **ignored) -> dict[str, float]:
         "Called by the Trainer after every epoch."
         training = encoder.training
         scores = replace(self.model, encoder=encoder, _fast=None).score_texts(self.left, self.right)
         encoder.train(training)
+        self.scores[steps] = scores
         metrics = pair_metrics(self.labels, scores, best_threshold(self.labels, scores))
         return {k: metrics[k] for k in ("f1", "average_precision", "threshold")}
 
@@ -483,7 +485,9 @@ def train(
             _run(trainer, limit, checkpoint)
         seconds, spent = time.perf_counter() - started, time.process_time() - spent
         model.encoder.eval()
-        scores = model.score(pairs["valid"])
+        scores = validation.scores.get(trainer.state.best_global_step)  # of the weights that were loaded again
+        if scores is None:  # a run that was resumed behind its best step
+            scores = model.score(pairs["valid"])
         model.threshold = best_threshold(validation.labels, scores)
         history = _history(trainer.state.log_history)
         model.run = {

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -141,18 +142,39 @@ def test_import_is_light():
 # Colab: torch is already there, the package comes without constraints, google.colab is loaded
 
 RUNTIME = """
-    import json, sys
+    import contextlib, importlib, json, os, sys
     import google.colab
     from IPython.core.interactiveshell import InteractiveShell
 
-    shell = InteractiveShell.instance()
-    for cell in json.load(open(sys.argv[1], encoding="utf-8")):
-        result = shell.run_cell(cell)
-        if not result.success:
-            sys.exit(f"failed in Colab:\\n{cell}\\n{result.error_before_exec or result.error_in_exec!r}")
-    import prodsim
-    print("\\nCOLAB", prodsim.__file__)
+    def opened(cells):
+        shell = InteractiveShell.instance()
+        for cell in cells:
+            result = shell.run_cell(cell)
+            if not result.success:
+                print(f"failed in Colab:\\n{cell}\\n{result.error_before_exec or result.error_in_exec!r}")
+                return
+        import prodsim
+        print("\\nCOLAB", prodsim.__file__)
+
+    folder, libraries = sys.argv[1], sys.argv[2:]
+    for name in libraries:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    for i, cells in enumerate(json.load(open(f"{folder}/chapters.json", encoding="utf-8"))):
+        child = os.fork()
+        if not child:
+            with open(f"{folder}/{i}.txt", "w") as out:
+                os.dup2(out.fileno(), 1)
+                os.dup2(out.fileno(), 2)
+            try:
+                opened(cells)
+            finally:
+                sys.stdout.flush()
+                os._exit(0)
+        os.waitpid(child, 0)
 """
+# What takes seconds to import and comes from elsewhere: imported once, in the process whose children open the chapters.
+LIBRARIES = ("torch", "sentence_transformers", "datasets", "sklearn", "lightgbm", "matplotlib.pyplot")
 
 
 def torch_wanted() -> str:
@@ -198,32 +220,34 @@ def torch_version(home: Path) -> str:
     return subprocess.check_output([home / "venv/bin/python", "-c", code], text=True).strip()
 
 
-def open_in_colab(name: str, home: Path, package: Path) -> Path:
-    """Run the opening cells of a chapter in a process of its own, as a new runtime would.
+def open_in_colab(chapters: list[list[str]], home: Path, package: Path, libraries: tuple[str, ...] = ()) -> list[str]:
+    """Run the opening cells of chapters, each in a process of its own, as a new runtime would.
 
-    The install cell installs `package`, a source tree or a wheel. Returns the file prodsim was imported from."""
-    cells = home / "cells.json"
-    cells.write_text(json.dumps(opening_cells(CHAPTERS[name])), encoding="utf-8")
+    An install cell installs `package`, a source tree or a wheel. Returns what each chapter wrote."""
+    folder = Path(tempfile.mkdtemp(dir=home))
+    (folder / "chapters.json").write_text(json.dumps(chapters))
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "MPLBACKEND")}
     environment |= {"PYTHONPATH": str(home / "stub"), "PRODSIM_SOURCE": package.as_uri()}
-    result = subprocess.run(
-        [home / "venv/bin/python", home / "runtime.py", cells],
-        cwd=home,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    command = [home / "venv/bin/python", home / "runtime.py", folder, *libraries]
+    result = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
-    return Path(re.search(r"^COLAB (\S+)$", result.stdout, re.MULTILINE).group(1))
+    return [(folder / f"{i}.txt").read_text() for i in range(len(chapters))]
+
+
+def imported_from(written: str) -> Path:
+    "The file prodsim was imported from, as `open_in_colab` tells it."
+    found = re.search(r"^COLAB (\S+)$", written, re.MULTILINE)
+    assert found, written[-4000:]
+    return Path(found.group(1))
 
 
 @pytest.fixture(scope="module")
 def colab_package(colab) -> Path:
     "The folder of prodsim as the first chapter's install cell put it there, from the source tree."
     before = torch_version(colab)
-    place = open_in_colab(next(iter(CHAPTERS)), colab, colab / "tree")
+    (written,) = open_in_colab([opening_cells(next(iter(CHAPTERS.values())))], colab, colab / "tree")
     assert torch_version(colab) == before, "the install cell replaced Colab's torch"
-    return place.parent
+    return imported_from(written).parent
 
 
 @pytest.fixture(scope="module")
@@ -235,14 +259,32 @@ def wheel(colab, colab_package) -> Path:
     return built
 
 
+def without_installing_twice(chapters: list[list[str]]) -> list[list[str]]:
+    "An install cell that another chapter has run already has nothing left to do."
+    seen, kept = set(), []
+    for cells in chapters:
+        kept.append([c for c in cells if "%pip" not in c or c not in seen])
+        seen.update(cells)
+    return kept
+
+
+@pytest.fixture(scope="module")
+def openings(colab, wheel, request) -> tuple[dict[str, str], bool]:
+    "What the opening cells of each chapter wrote, and whether Colab's torch is still there."
+    wanted = {item.callspec.params["name"]: None for item in request.session.items if "opens_in_colab" in item.name}
+    before = torch_version(colab)
+    cells = without_installing_twice([opening_cells(CHAPTERS[name]) for name in wanted])
+    written = open_in_colab(cells, colab, wheel, LIBRARIES)
+    return dict(zip(wanted, written, strict=True)), torch_version(colab) == before
+
+
 @pytest.mark.long(200)
 @pytest.mark.xdist_group("colab")
 @pytest.mark.parametrize("name", CHAPTERS)
-def test_chapter_opens_in_colab(name, colab, wheel):
-    before = torch_version(colab)
-    place = open_in_colab(name, colab, wheel)
-    assert torch_version(colab) == before, "the install cell replaced Colab's torch"
-    assert place.is_relative_to(colab / "venv"), "not the installed package"
+def test_chapter_opens_in_colab(name, colab, openings):
+    written, same_torch = openings
+    assert same_torch, "an install cell replaced Colab's torch"
+    assert imported_from(written[name]).is_relative_to(colab / "venv"), "not the installed package"
 
 
 @pytest.mark.long(199)
