@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RESULTS', 'colors', 'CLAIM_MIME', 'ProdsimError', 'atomic_file', 'atomic_dir', 'replace_dir', 'restore_dir',
-           'write_json', 'trim_memory', 'cpu_flags', 'device_name', 'has_bf16', 'machine', 'revision', 'results_folder',
-           'provenance', 'write_table', 'stored_results', 'stored_table', 'disagreements', 'seed_everything',
-           'hash_text', 'figure_style', 'quiet', 'setup', 'claim']
+           'write_json', 'trim_memory', 'metered', 'cpu_flags', 'device_name', 'has_bf16', 'machine', 'revision',
+           'results_folder', 'provenance', 'write_table', 'stored_results', 'stored_table', 'disagreements',
+           'seed_everything', 'hash_text', 'figure_style', 'quiet', 'setup', 'claim']
 
 # %% ../nbs/92_core.ipynb #6c58ee61
 import contextlib
@@ -23,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -137,6 +138,22 @@ def trim_memory() -> None:
     "Give freed memory back to the system, where the C library can (glibc): between chunks its heap is full of holes."
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def metered() -> Iterator[dict]:  # filled when the work is done: seconds, cpu_seconds, peak_mib
+    """What the work inside takes: the clock, the processor, and the largest memory of the process meanwhile.
+
+    Where the system cannot count memory (other than Linux) that is None."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+    cost: dict = {}
+    clock, cpu = time.perf_counter(), time.process_time()
+    yield cost
+    cost |= {"seconds": time.perf_counter() - clock, "cpu_seconds": time.process_time() - cpu, "peak_mib": None}
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        cost["peak_mib"] = int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 2**10
 
 
 def cpu_flags() -> set[str]:  # empty where the system does not list them
