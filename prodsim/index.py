@@ -5,14 +5,17 @@
 # %% auto #0
 __all__ = ['KINDS', 'FLAT_UP_TO', 'MOST_CHARACTERS', 'EFFORTS', 'MOST_LINKED', 'exact_neighbours', 'vector_index',
            'learn_quietly', 'find_vectors', 'reorder', 'neighbour_recall', 'fingerprint', 'open_encoder',
-           'checked_encoder', 'Segment', 'read_query', 'query_vector', 'compare_found', 'fuse_found', 'attribute_order',
-           'plain_records', 'CatalogueIndex', 'scale_summary', 'index_bytes', 'least_effort', 'measure_scale',
-           'stored_scale', 'scale_frame', 'growth_slope', 'embedding_growth', 'link_clusters', 'dedupe_records']
+           'checked_encoder', 'one_writer', 'read_manifest', 'Segment', 'read_query', 'read_filters', 'known_attribute',
+           'passes', 'sort_keys', 'query_vector', 'compare_found', 'fuse_found', 'unique_catalogue', 'attribute_order',
+           'plain_records', 'SearchableIndex', 'CatalogueIndex', 'scale_summary', 'index_bytes', 'least_effort',
+           'measure_scale', 'stored_scale', 'scale_frame', 'growth_slope', 'embedding_growth', 'link_clusters',
+           'dedupe_records']
 
 # %% ../nbs/71_index.ipynb #3a3ebe9e
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,8 +27,8 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset, load_from_disk
 
-from .candidates import LexicalIndex, Signals, _bm25s, model_numbers, propose, trigrams
-from .comparisons import squash
+from .candidates import LexicalIndex, Signals, first_rows, model_numbers, propose, trigrams
+from .comparisons import amount, squash
 from prodsim.core import (
     ProdsimError,
     atomic_dir,
@@ -172,8 +175,12 @@ def checked_encoder(
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    "One writer at a time, where the system can lock files; a lock dies with its process."
+def one_writer(
+    folder: Path,  # of an index
+) -> Iterator[None]:
+    """One writer at a time, where the system can lock files; a lock dies with its process.
+
+    Raises ProdsimError if another process is writing."""
     try:
         import fcntl
     except ImportError:
@@ -187,7 +194,10 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _read_manifest(folder: Path) -> dict:
+def read_manifest(
+    folder: Path,  # of an index of either kind
+) -> dict:  # index.json
+    "What an index says of itself. Raises ProdsimError if there is none, or one of another version."
     restore_dir(folder)
     path = folder / "index.json"
     try:
@@ -209,9 +219,7 @@ def _write_segment(folder: Path, records: pd.DataFrame, vectors: np.ndarray, nam
         if kind != "flat":
             _faiss().write_index(vector_index(vectors, kind), str(new / "vectors.faiss"))
         texts = [" ".join(v for v in row if v) for row in zip(*(columns[n] for n in names), strict=True)]
-        lexical = LexicalIndex.build(texts, trigrams)
-        lexical.scorer.save(str(new / "lexical"), show_progress=False)
-        write_json(new / "terms.json", lexical.vocabulary)
+        LexicalIndex.build(texts, trigrams).save(new)
 
 
 @dataclass
@@ -233,17 +241,36 @@ class Segment:
             vectors = np.load(folder / "vectors.npy", mmap_mode="r")
             coded = folder / "vectors.faiss"
             index = faiss.read_index(str(coded), faiss.IO_FLAG_MMAP_IFC) if coded.is_file() else None
-            scorer = _bm25s().BM25.load(str(folder / "lexical"), mmap=True, show_progress=False)
-            terms = json.loads((folder / "terms.json").read_text(encoding="utf-8"))
+            lexical = LexicalIndex.load(folder, trigrams, mmap=True)
         except Exception as error:  # each of the readers has exceptions of its own
             reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
             raise ProdsimError(f"{folder}: cannot be read ({reason}); make the index again") from None
         marks = np.zeros(len(records), bool)
         marks[gone] = True
-        return cls(records, vectors, index, LexicalIndex(trigrams, terms, scorer, len(records)), marks)
+        return cls(records, vectors, index, lexical, marks)
 
-    def nearest(self, vector: np.ndarray, k: int, effort: int) -> np.ndarray:  # rows that are not gone, best first
-        "Neighbours by meaning: as many more are asked for as rows are gone."
+    def passing(
+        self,
+        conditions: list[tuple],  # of `read_filters`
+    ) -> np.ndarray:  # (rows,) bool
+        "Rows that are not gone and pass every condition."
+        passed = ~self.gone
+        for name, how, wanted in conditions:
+            values = self.records.data.column(name).to_pylist()
+            passed = passed & np.fromiter((passes(v, how, wanted) for v in values), bool, len(values))
+        return passed
+
+    def nearest(
+        self,
+        vector: np.ndarray,  # (dimensions,), of length one
+        k: int,
+        effort: int,  # see `find_vectors`
+        among: np.ndarray | None = None,  # (rows,) bool, of `passing`; None: all that are not gone
+    ) -> np.ndarray:  # rows, best first
+        "Neighbours by meaning: as many more are asked for as rows are gone; among some of the rows search is exact."
+        if among is not None:
+            rows = np.flatnonzero(among)
+            return rows[exact_neighbours(vector[None], self.vectors[rows], k)[1][0]] if len(rows) else rows
         many = min(k + int(self.gone.sum()), len(self.records))
         if self.index is None:
             rows = exact_neighbours(vector[None], self.vectors, many)[1]
@@ -252,15 +279,9 @@ class Segment:
         rows = rows[0][rows[0] >= 0]
         return rows[~self.gone[rows]]
 
-    def lexical_share(self, text: str) -> np.ndarray:  # (rows,) 0 or larger
-        """BM25, where 1 is a record of mean length that holds every term of the query once.
-
-        Segments weigh terms by their own counts; shares can be compared across them, sums cannot."""
-        counts, total = np.diff(self.lexical.scorer.scores["indptr"]), self.lexical.size
-        known = self.lexical.vocabulary
-        df = np.array([counts[known[t]] if t in known else 0 for t in set(trigrams(text))])
-        once = np.log(1 + (total - df + 0.5) / (df + 0.5)).sum() / (1 + self.lexical.scorer.k1) if len(df) else 1.0
-        share = self.lexical.scores([text])[0] / once
+    def lexical_share(self, text: str) -> np.ndarray:  # (rows,) 0 or larger, see `LexicalIndex.share`
+        "How much of the text's characters each row holds; nothing where it is gone."
+        share = self.lexical.share(text)
         share[self.gone] = 0
         return share
 
@@ -281,6 +302,63 @@ def read_query(
     if len(flat) > MOST_CHARACTERS:
         notes.append(f"the query has {len(flat):,} characters, the first {MOST_CHARACTERS:,} were read")
     return flat[:MOST_CHARACTERS], notes
+
+
+def read_filters(
+    filters: Iterable[str],  # as in brand=Sony, price<=100, title~black
+    names: Iterable[str],  # attributes there are
+) -> list[tuple[str, str, str | float]]:  # attribute, "=", "~", "<=" or ">=", text without case or a number
+    "Conditions on records. Raises ProdsimError for a filter that names no attribute or no number."
+    conditions, names = [], list(names)
+    for each in filters:
+        found = re.fullmatch(r"\s*(.+?)\s*(<=|>=|=|~)\s*(.+?)\s*", each)
+        if not found:
+            raise ProdsimError(f"filter {each!r}: write ATTRIBUTE=VALUE, ATTRIBUTE~WORD, ATTRIBUTE<=N or ATTRIBUTE>=N")
+        name, how, wanted = found.groups()
+        known_attribute(name, names)
+        if how in ("<=", ">="):
+            if np.isnan(limit := amount(wanted)):
+                raise ProdsimError(f"filter {each!r}: {wanted!r} is no number")
+            conditions.append((name, how, limit))
+        else:
+            conditions.append((name, how, wanted.casefold()))
+    return conditions
+
+
+def known_attribute(
+    name: str,
+    names: Iterable[str],  # there are
+) -> None:
+    "Raises ProdsimError for another one."
+    if name not in (names := list(names)):
+        raise ProdsimError(f"there is no attribute {name!r}; there is {', '.join(names)}")
+
+
+def passes(
+    value: str | None,  # of a record
+    how: str,  # of `read_filters`
+    wanted: str | float,  # likewise
+) -> bool:
+    "Whether a value passes a condition; one that is missing passes none."
+    if not isinstance(value, str):
+        return False
+    if how in ("<=", ">="):
+        number = amount(value)
+        return number <= wanted if how == "<=" else number >= wanted
+    return value.casefold() == wanted if how == "=" else wanted in value.casefold()
+
+
+def sort_keys(
+    values: Iterable[str | None],  # of one attribute
+    falling: bool = False,  # the largest first
+) -> np.ndarray:  # numbers that ascend in the wanted order; what is missing is last
+    "Amounts where there are any, else the alphabet."
+    values = list(values)
+    numbers = np.array([amount(v) if isinstance(v, str) else np.nan for v in values], float)
+    if np.isnan(numbers).all():
+        known = {v: i for i, v in enumerate(sorted({v for v in values if isinstance(v, str)}, key=str.casefold))}
+        numbers = np.array([known.get(v, np.nan) for v in values], float)
+    return np.nan_to_num(-numbers if falling else numbers, nan=np.inf)
 
 
 def query_vector(
@@ -327,6 +405,19 @@ def fuse_found(
     return ordered[:k]
 
 
+def unique_catalogue(
+    records: pd.DataFrame,  # id and attributes
+) -> pd.DataFrame:  # ids as text, the same record twice once
+    "One row an id. Raises ProdsimError if an id names two different records, or there is none."
+    if "id" not in records or not len(records):
+        raise ProdsimError("the catalogue needs a column 'id' and at least one record")
+    records = records.assign(id=records["id"].astype(str)).drop_duplicates()
+    if (twice := records["id"].duplicated()).any():
+        first = records.loc[twice, "id"].iloc[0]
+        raise ProdsimError(f"the id {first!r} names two different records; ids must be unique")
+    return records.reset_index(drop=True)
+
+
 def attribute_order(
     records: pd.DataFrame,  # id and attributes
     names: Iterable[str] | None,  # None: all, the title first
@@ -347,8 +438,76 @@ def plain_records(
     return [dict(zip(("id", *names), row, strict=True)) for row in zip(*columns, strict=True)]
 
 
+class SearchableIndex:
+    "What can be asked for records near a text or a record, wherever its vectors are."
+
+    folder: Path
+    manifest: dict  # index.json
+    encoder: object  # a bi-encoder
+
+    def search(
+        self,
+        text: str,  # what a shopper types
+        k: int = 10,  # results a page
+        page: int = 1,  # from 1 on
+        filters: Iterable[str] = (),  # see `read_filters`
+        sort: str = "relevance",  # or an attribute, with a minus before it from the largest down
+    ) -> dict:  # query, results: [{"id", "score", "dimensions", "record"}, …], found, page, pages, notes
+        """Records near a text. `found` counts those that were looked at closely, not all that pass.
+
+        Raises ProdsimError for an empty query, and for a filter, sort or page that makes no sense."""
+        text, notes = read_query(text)
+        if k < 1 or page < 1:
+            raise ProdsimError(f"page {page} of {k} results: both start at 1")
+        names = ("id", *self.manifest["attributes"])
+        conditions, by = read_filters(filters, names), sort.removeprefix("-")
+        known_attribute(by, ("relevance", *names))
+        vector, remarks = query_vector(self.encoder, text, self.manifest["attributes"])
+        found, more = self.near(vector, text, max(50, 2 * k), conditions)
+        found = fuse_found(found, len(found))
+        if by != "relevance":
+            keys = sort_keys([r["record"][by] for r in found], sort.startswith("-"))
+            found = [found[i] for i in np.argsort(keys, kind="stable")]
+        shown = found[(page - 1) * k : page * k]
+        counts = {"found": len(found), "page": page, "pages": -(-len(found) // k)}
+        return {"query": text, "results": shown, **counts, "notes": notes + remarks + more}
+
+    def similar(
+        self,
+        id: str,  # of a record of the index
+        k: int = 10,  # results
+    ) -> dict:  # id, results as of `search`, notes
+        "Records near a record. Raises ProdsimError if there is none with this id."
+        held = self.held(str(id))
+        if held is None:
+            raise ProdsimError(f"{self.folder}: no record with id {str(id)[:80]!r}; prodsim search finds ids by words")
+        record, vector, place = held
+        text = " ".join(record[n] for n in self.manifest["attributes"] if record[n])[:MOST_CHARACTERS]
+        found, notes = self.near(vector, text, max(50, 2 * k), [], place)
+        return {"id": record["id"], "results": fuse_found(found, k), "notes": notes}
+
+    def held(self, id: str) -> tuple[dict, np.ndarray, object] | None:
+        "The record with an id, its vector, and its place, which `near` can leave out; None: not there."
+        raise NotImplementedError
+
+    def near(
+        self,
+        vector: np.ndarray | None,  # None: by characters alone
+        text: str,
+        deep: int,  # records from each of the two retrievers
+        conditions: list[tuple],  # of `read_filters`
+        without: object = None,  # a place of `held`
+    ) -> tuple[list[dict], list[str]]:  # of `compare_found`; remarks
+        "Records that either retriever finds, with what both say of each."
+        raise NotImplementedError
+
+    def everything(self) -> tuple[pd.DataFrame, np.ndarray]:
+        "All records (id and attributes, what is missing is None) and their vectors, into memory."
+        raise NotImplementedError
+
+
 @dataclass
-class CatalogueIndex:
+class CatalogueIndex(SearchableIndex):
     "An index on disk and the encoder that made it."
 
     folder: Path
@@ -371,11 +530,11 @@ class CatalogueIndex:
         restore_dir(folder)
         if folder.exists() and not (folder / "index.json").is_file() and (folder.is_file() or any(folder.iterdir())):
             raise ProdsimError(f"{folder}: is there already and no index; name a new folder")
-        if (folder / "index.json").is_file() and "engine" in _read_manifest(folder):
+        if (folder / "index.json").is_file() and "engine" in read_manifest(folder):
             raise ProdsimError(f"{folder}: names a collection of an engine; give --engine again, or name a new folder")
         if kind not in ("auto", *KINDS):
             raise ProdsimError(f"index kind {kind!r}: choose auto or one of {', '.join(KINDS)}")
-        records = _unique(records)
+        records = unique_catalogue(records)
         names = attribute_order(records, names)
         encoder = open_encoder(model, names)
         vectors = encoder.embed(records) if vectors is None else vectors
@@ -396,7 +555,7 @@ class CatalogueIndex:
     ) -> "CatalogueIndex":
         "Raises ProdsimError if the folder is no index, a part is unreadable, or another encoder made it."
         folder = Path(folder)
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         if "engine" in manifest:
             raise ProdsimError(f"{folder}: its vectors are in an engine; open it with prodsim.engine.open_index")
         return cls._opened(folder, manifest, checked_encoder(folder, manifest, model))
@@ -414,57 +573,54 @@ class CatalogueIndex:
         "How many parts are searched one by one."
         return len(self.segments)
 
-    def where(self, id: str) -> tuple[int, int] | None:  # segment and row, None: not there
-        "Where the record with an id stands."
+    def places(
+        self,
+        ids: Iterable[str],  # of records
+    ) -> dict[str, tuple[int, int]]:  # id → segment and row; without those that are not there
+        "Where records stand, in one pass however many are asked for."
+        import pyarrow as pa
         import pyarrow.compute as pc
 
-        for i in range(len(self.segments) - 1, -1, -1):
-            rows = pc.indices_nonzero(pc.equal(self.segments[i].records.data.column("id"), str(id))).to_numpy()
-            rows = rows[~self.segments[i].gone[rows]]
-            if len(rows):
-                return i, int(rows[0])
-        return None
+        wanted, out = pa.array(list(dict.fromkeys(map(str, ids))), pa.string()), {}
+        for i, segment in enumerate(self.segments):
+            which = pc.index_in(segment.records.data.column("id"), value_set=wanted)
+            rows = pc.indices_nonzero(pc.is_valid(which)).to_numpy()
+            rows = rows[~segment.gone[rows]]
+            out |= {wanted[w].as_py(): (i, int(r)) for w, r in zip(which.take(rows).to_pylist(), rows, strict=True)}
+        return out
 
     def record(self, segment: int, row: int) -> dict:
         "One record: id and attributes."
         return self.segments[segment].records[row]
 
-    def search(
-        self,
-        text: str,  # what a shopper types
-        k: int = 10,  # results
-    ) -> dict:  # {"results": [{"id", "score", "dimensions", "record"}, …], "notes": […]}
-        "Records near a text. Raises ProdsimError for an empty query."
-        text, notes = read_query(text)
-        vector, remarks = query_vector(self.encoder, text, self.manifest["attributes"])
-        return {"query": text, "results": self._ranked(vector, text, k), "notes": notes + remarks}
+    def held(self, id: str) -> tuple[dict, np.ndarray, tuple[int, int]] | None:
+        "See `SearchableIndex.held`."
+        at = self.places([id]).get(id)
+        return None if at is None else (self.record(*at), np.asarray(self.segments[at[0]].vectors[at[1]]), at)
 
-    def similar(
-        self,
-        id: str,  # of a record of the index
-        k: int = 10,  # results
-    ) -> dict:  # as `search`
-        "Records near a record. Raises ProdsimError if there is none with this id."
-        at = self.where(id)
-        if at is None:
-            raise ProdsimError(f"{self.folder}: no record with id {str(id)[:80]!r}; prodsim search finds ids by words")
-        record = self.record(*at)
-        text = " ".join(record[n] for n in self.manifest["attributes"] if record[n])[:MOST_CHARACTERS]
-        vector = np.asarray(self.segments[at[0]].vectors[at[1]])
-        return {"id": record["id"], "results": self._ranked(vector, text, k, without=at), "notes": []}
-
-    def _ranked(self, vector: np.ndarray | None, text: str, k: int, without: tuple | None = None) -> list[dict]:
-        deep, numbers, found = max(50, 2 * k), model_numbers(text), []
+    def near(self, vector, text, deep, conditions, without=None) -> tuple[list[dict], list[str]]:
+        "See `SearchableIndex.near`."
+        numbers, found = model_numbers(text), []
         for i, segment in enumerate(self.segments):
-            shares = segment.lexical_share(text)
-            rows = {int(r) for r in np.argsort(-shares, kind="stable")[:deep] if shares[r] > 0}
+            among, shares = segment.passing(conditions) if conditions else None, segment.lexical_share(text)
+            if among is not None:
+                shares[~among] = 0
+            rows = set(first_rows(shares, deep, 0).tolist())
             if vector is not None:
-                rows |= {int(r) for r in segment.nearest(vector, deep, self.manifest["effort"])}
+                rows |= set(segment.nearest(vector, deep, self.manifest["effort"], among).tolist())
             near = sorted(rows - ({without[1]} if without and without[0] == i else set()))
             cosines = np.asarray(segment.vectors[near]) @ vector if vector is not None and near else [None] * len(near)
             records = segment.records.select(near).to_list()
             found += [compare_found(*one, numbers) for one in zip(records, cosines, shares[near], strict=True)]
-        return fuse_found(found, k)
+        return found, []
+
+    def everything(self) -> tuple[pd.DataFrame, np.ndarray]:
+        "See `SearchableIndex.everything`."
+        parts = [s.records.to_pandas()[~s.gone] for s in self.segments]
+        records = pd.concat(parts, ignore_index=True).astype(object)
+        return records.where(records.notna(), None), np.concatenate(
+            [np.asarray(s.vectors)[~s.gone] for s in self.segments]
+        )
 
     def add(
         self,
@@ -476,8 +632,9 @@ class CatalogueIndex:
         if unknown := [n for n in names if n not in records]:
             raise ProdsimError(f"the records lack the attribute {unknown[0]!r} of this index")
         with self._writing():
-            records = _unique(records[["id", *names]])
-            at = [self.where(i) for i in records["id"]]
+            records = unique_catalogue(records[["id", *names]])
+            known = self.places(records["id"])
+            at = [known.get(i) for i in records["id"]]
             plain = plain_records(records, names)
             same = np.array([p is not None and self.record(*p) == row for p, row in zip(at, plain, strict=True)], bool)
             replaced = [p for p, s in zip(at, same, strict=True) if p is not None and not s]
@@ -498,8 +655,9 @@ class CatalogueIndex:
     ) -> int:  # records deleted
         "Delete records. Raises ProdsimError, and deletes none, if one of the ids is not there."
         with self._writing():
-            at = {str(i): self.where(i) for i in ids}
-            if missing := [i for i, p in at.items() if p is None]:
+            ids = list(dict.fromkeys(map(str, ids)))
+            at = self.places(ids)
+            if missing := [i for i in ids if i not in at]:
                 raise ProdsimError(f"{self.folder}: no record with id {missing[0][:80]!r}; nothing was deleted")
             self._publish({**self.manifest, "segments": self._without(list(at.values()))})
             return len(at)
@@ -523,8 +681,8 @@ class CatalogueIndex:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         "Alone, and from what is on disk now: another process may have written since this index was opened."
-        with _alone(self.folder):
-            now = _read_manifest(self.folder)
+        with one_writer(self.folder):
+            now = read_manifest(self.folder)
             if now != self.manifest:
                 self.manifest, self.segments = now, self._opened(self.folder, now, self.encoder).segments
             yield
@@ -542,17 +700,6 @@ class CatalogueIndex:
         for left in self.folder.glob("s[0-9]*"):
             if left.name not in named:
                 shutil.rmtree(left, ignore_errors=True)
-
-
-def _unique(records: pd.DataFrame) -> pd.DataFrame:
-    "One row an id. Raises ProdsimError if an id names two different records, or there is none."
-    if "id" not in records or not len(records):
-        raise ProdsimError("the catalogue needs a column 'id' and at least one record")
-    records = records.assign(id=records["id"].astype(str)).drop_duplicates()
-    if (twice := records["id"].duplicated()).any():
-        first = records.loc[twice, "id"].iloc[0]
-        raise ProdsimError(f"the id {first!r} names two different records; ids must be unique")
-    return records.reset_index(drop=True)
 
 # %% ../nbs/71_index.ipynb #b82f54a0
 def scale_summary(
@@ -709,7 +856,7 @@ def dedupe_records(
     k: int = 10,  # candidates a record
 ) -> tuple[pd.DataFrame, pd.DataFrame, int]:  # id, cluster; conflicts (what, left_id, right_id, score); pairs scored
     "Candidates, scores, clusters. Every record is asked against all: meant for up to some ten thousand."
-    records = _unique(records)
+    records = unique_catalogue(records)
     ids, names = records["id"].to_numpy(), [c for c in records if c != "id"]
     table = records.set_index(np.arange(len(records)))[names]
     found = pd.concat(propose(Signals.fit(table, None, embed), table, k=k, own=np.arange(len(table))))

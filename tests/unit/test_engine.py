@@ -16,17 +16,20 @@ from prodsim.encoders import embed_file
 from prodsim.engine import (
     EngineIndex,
     ShardEmbedder,
+    bench_index,
     embed_job,
     open_index,
     point_id,
     read_embeddings,
     record_shards,
     shard_files,
+    shard_note,
     sparse_vector,
     term_number,
     term_weights,
 )
-from prodsim.index import CatalogueIndex, fingerprint, open_encoder
+from prodsim.index import CatalogueIndex, embedding_growth, fingerprint, open_encoder
+from prodsim.search import open_search
 
 RECORDS = pd.DataFrame(
     {
@@ -228,6 +231,45 @@ def test_commands(tmp_path, tiny_model, capsys, monkeypatch):
         assert code == 2 and out == "" and len(err.strip().splitlines()) == 1, (args, err)
 
 
+def test_search_works_on_an_engines_folder(made, tmp_path, tiny_model, monkeypatch):
+    import prodsim.search
+
+    CatalogueIndex.create(RECORDS, tmp_path / "local", tiny_model)
+    one, other = (open_search(f) for f in (made.folder, tmp_path / "local"))
+    for query in ("acme lamp", "ecko phone", "mx310"):  # the slip is mended
+        mine, own = one.search(query, filters=["price<=500"]), other.search(query, filters=["price<=500"])
+        assert (
+            [(r["id"], r["score"]) for r in mine["results"]]
+            == [(r["id"], pytest.approx(r["score"])) for r in own["results"]]
+            and mine["notes"] == own["notes"]
+            and mine["facets"] == own["facets"]
+        )
+    made.delete(["a"])  # what was written for search is of another catalogue now
+    assert "a" not in ids(open_search(made.folder).search("acme lamp"))
+    monkeypatch.setattr(prodsim.search, "HELD_UP_TO", 3)
+    assert "prodsim similar --text, which filters" in message(open_search, made.folder)
+
+
+def test_a_collection_without_values_to_filter_by(made):
+    place = made.manifest["engine"]
+    assert place.pop("filters") == "prodsim"
+    (made.folder / "index.json").write_text(json.dumps(made.manifest))
+    old = open_index(made.folder)
+    assert ids(old.search("lamp")) and "to filter by; make it again" in message(old.search, "lamp", filters=["id=a"])
+    assert old.add(RECORDS.head(1).assign(title="acme chair"))["replaced"] == 1
+
+
+def test_an_attribute_may_have_any_name(tmp_path, tiny_model):
+    pytest.importorskip("qdrant_client", reason="the extra engine is not installed")
+    names = {"title": "title", "price": "prodsim"}
+    records = RECORDS.rename(columns=names).assign(**{"a.b[0]": ["red", "blue", "Red", None, "green"]})
+    index = EngineIndex.create(records, tmp_path / "i", str(tmp_path / "e"), model=tiny_model)
+    assert set(ids(index.search("lamp", filters=["a.b[0]=red"]))) == {"a", "c"}
+    found = index.search("lamp", filters=["prodsim>=100"])["results"]
+    assert [r["record"] for r in found] == [{"id": "d", "title": "小米手机 黑色", "prodsim": "999", "a.b[0]": None}]
+    assert index.search("desk", filters=["title~OAK"])["notes"] == ["title~oak: the engine compares whole words"]
+
+
 def test_shards(tmp_path):
     RECORDS.to_csv(tmp_path / "shelf.csv", index=False)
     parts = record_shards(tmp_path / "shelf.csv", tmp_path / "parts", 2)
@@ -251,6 +293,8 @@ def test_a_worker_skips_mends_and_refuses(tmp_path, tiny_model):
         return {k: v[0].item() for k, v in by({"path": np.array([str(tmp_path / shard)])}).items()}
 
     assert embed() == {"shard": "one.csv", "records": 5, "skipped": False, "error": ""}
+    note = shard_note(out / "one.parquet")
+    assert note["model"] == own and note["cost"]["cpu_seconds"] > 0 and note["cost"].keys() >= {"seconds", "peak_mib"}
     before = (out / "one.parquet").read_bytes()
     idle = ShardEmbedder("a model that is not opened", names, own, str(out))
     assert embed(by=idle) == {"shard": "one.csv", "records": 5, "skipped": True, "error": ""}
@@ -267,6 +311,24 @@ def test_a_worker_skips_mends_and_refuses(tmp_path, tiny_model):
     assert "'price' is missing" in embed("less.csv")["error"]
     pd.DataFrame({"id": ["1"]}).to_parquet(out / "foreign.parquet")
     assert "more than one encoder" in message(read_embeddings, out)
+
+
+def test_the_scale_table_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    "A shop of three thousand, the encoder without its layers; the second size finds what the first has embedded."
+    monkeypatch.setenv("PRODSIM_RESULTS", str(tmp_path / "results"))
+    first = bench_index(1000, 0, ["flat"], tmp_path, queries=20, shop_size=3000)
+    kept = (tmp_path / "shop-0-3000" / "layers-0" / "part-00000.parquet").read_bytes()
+    told = bench_index(3000, 0, ["flat", "ivf"], tmp_path, queries=20, store=True, shop_size=3000)
+    assert (tmp_path / "shop-0-3000" / "layers-0" / "part-00000.parquet").read_bytes() == kept
+    assert [len(r["embedding"]["seconds"]) for r in (first, told)] == [1, 3] and told["layers"] == 0
+    assert first["embedding"]["seconds"][0] == told["embedding"]["seconds"][0]
+    assert [r["records"] for r in told["rows"]] == [3000, 3000] and told["rows"][0]["recall"] == 1
+    stored = json.loads((tmp_path / "results" / "index" / "shop-0-3000-layers-0.json").read_text())
+    grown = embedding_growth(stored, (1000, 2500, 3000))
+    assert grown["records"].tolist() == [1000, 3000] and grown["cpu_seconds"].is_monotonic_increasing
+    assert grown["cpu_seconds"].iloc[1] == pytest.approx(sum(stored["embedding"]["cpu_seconds"]))
+    assert "thousands, up to 3,000" in message(bench_index, 1500, 0, shop_size=3000)
+    assert "has 0 to 6" in message(bench_index, 1000, 7, ["flat"], tmp_path, shop_size=3000)
 
 
 def test_the_job_gives_the_vectors_of_the_file(tmp_path, tiny_model):
