@@ -379,14 +379,16 @@ def _embed_job(
     model: Model,
     records: Annotated[Path, typer.Argument(help="a folder of shards (.csv, .tsv, .jsonl, .parquet), or one file")],
     out: Annotated[Path, typer.Option(help="folder: one .parquet (id and embedding) a shard")],
-    workers: Annotated[int, typer.Option(min=1, help="processes, each with an encoder of its own")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=0, help="processes, each with an encoder of its own; 0: this one, without Ray")
+    ] = 1,
     cluster: Annotated[
         str | None, typer.Option(help="address of a Ray cluster, or auto; default: this machine")
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="records a shard, where one file is cut")] = 50_000,
     as_json: Json = False,
 ) -> None:
-    "Embed shards of records as a Ray job; the same call again skips what is done."
+    "Embed shards of records, by Ray's workers; the same call again skips what is done."
     from prodsim.engine import embed_job
 
     told = embed_job(model, records, out, workers, cluster, rows)
@@ -399,6 +401,7 @@ def _embed_job(
 STORED = {  # kind of result → module, what lists them, what recomputes one and names what disagrees
     "runs": ("prodsim.evidence", "stored", "differences"),
     "candidates": ("prodsim.candidates", "stored_candidates", "candidate_differences"),
+    "index": ("prodsim.index", "stored_scale", "scale_differences"),
     "search": ("prodsim.search", "stored_searches", "search_differences"),
     "faults": ("prodsim.quality.faults", "results_of", "fault_differences"),
     "dimensions": ("prodsim.similarity.worth", "stored_worth", "worth_differences"),

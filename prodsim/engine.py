@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['UPSERTED', 'RECORD_FILES', 'SHARD', 'connect', 'engine_errors', 'term_number', 'term_weights', 'sparse_vector',
            'point_id', 'free_name', 'filter_values', 'EngineIndex', 'open_index', 'record_shards', 'shard_files',
-           'ShardEmbedder', 'shard_note', 'start_ray', 'embed_job', 'read_embeddings', 'shop_shards', 'shallow_encoder',
-           'bench_index']
+           'ShardEmbedder', 'shard_note', 'start_ray', 'run_on_ray', 'embed_job', 'read_embeddings', 'shop_shards',
+           'shallow_encoder', 'bench_index']
 
 # %% ../nbs/76_engine.ipynb #e7e9e298
 import contextlib
@@ -601,21 +601,45 @@ def start_ray(
                 raise ProdsimError(f"Ray does not start here ({said}); free the processor and try again") from None
 
 
+def run_on_ray(
+    shards: list[Path],
+    given: tuple,  # to each `ShardEmbedder`
+    workers: int,  # processes
+    cluster: str | None,  # see `start_ray`
+) -> list[dict]:  # what the workers told, one a shard
+    "Let workers take shards in turn (Ray Data). Raises ProdsimError if Ray is missing or not reached."
+    try:
+        import ray
+    except ImportError:
+        raise ProdsimError("a job of several processes needs Ray: pip install 'prodsim[ray]'; or --workers 0") from None
+    own = not ray.is_initialized()
+    if own:
+        start_ray(cluster, workers)
+    try:
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        todo = ray.data.from_items([{"path": str(p)} for p in shards], override_num_blocks=len(shards))
+        pool = ray.data.ActorPoolStrategy(size=min(workers, len(shards)))
+        done = todo.map_batches(ShardEmbedder, fn_constructor_args=given, batch_size=1, compute=pool, num_cpus=1)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # which the first data set configures
+        return done.take_all()
+    finally:
+        if own:
+            ray.shutdown()
+
+
 def embed_job(
     model: str | Path | None,  # see `open_encoder`
     records: str | Path,  # a folder of shards, or one file, which is cut into shards in OUT.records
     out: str | Path,  # a folder: one .parquet a shard, id and embedding
-    workers: int = 1,  # processes, each with an encoder of its own
+    workers: int = 1,  # processes, each with an encoder of its own; 0: this process, without Ray
     cluster: str | None = None,  # address of a Ray cluster, or "auto"; None: this machine
     rows: int = 50_000,  # a shard, where a file is cut
 ) -> dict:  # shards, skipped, records, seconds
     """Embed shards with Ray Data; what is done already is skipped, so the same call completes an interrupted job.
 
     Raises ProdsimError after the last shard for the first that has a bad row, and if Ray is missing or not reached."""
-    try:
-        import ray
-    except ImportError:
-        raise ProdsimError("a bulk job needs Ray: pip install 'prodsim[ray]'") from None
+    if cluster is not None and not workers:
+        raise ProdsimError(f"--cluster {cluster}: give the number of its workers, --workers 1 or more")
     begun, records, out = time.perf_counter(), Path(records).resolve(), Path(out).resolve()
     if out.is_file() or out == records:
         raise ProdsimError(f"--out {out}: name a folder of its own")
@@ -625,20 +649,12 @@ def embed_job(
         shards = shard_files(records)
     names = [c for c in next(iter(stream_records(shards[0], 1))).columns if c != "id"]
     made_by = fingerprint(open_encoder(model, names))
-    own = not ray.is_initialized()
-    if own:
-        start_ray(cluster, workers)
-    try:
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        todo = ray.data.from_items([{"path": str(p)} for p in shards], override_num_blocks=len(shards))
-        pool = ray.data.ActorPoolStrategy(size=min(workers, len(shards)))
-        given = (None if model is None else str(model), names, made_by, str(out))
-        done = todo.map_batches(ShardEmbedder, fn_constructor_args=given, batch_size=1, compute=pool, num_cpus=1)
-        logging.getLogger("ray.data").setLevel(logging.ERROR)  # which the first data set configures
-        told = done.take_all()
-    finally:
-        if own:
-            ray.shutdown()
+    given = (None if model is None else str(model), names, made_by, str(out))
+    if workers:
+        told = run_on_ray(shards, given, workers, cluster)
+    else:
+        worker = ShardEmbedder(*given)
+        told = [{k: v[0] for k, v in worker({"path": np.array([str(p)])}).items()} for p in shards]
     if wrong := sorted((t["shard"], t["error"]) for t in told if t["error"]):
         more = f" (and {len(wrong) - 1} more shards)" if len(wrong) > 1 else ""
         raise ProdsimError(wrong[0][1] + more)

@@ -8,8 +8,8 @@ __all__ = ['KINDS', 'FLAT_UP_TO', 'MOST_CHARACTERS', 'EFFORTS', 'MOST_LINKED', '
            'checked_encoder', 'one_writer', 'read_manifest', 'Segment', 'read_query', 'read_filters', 'known_attribute',
            'passes', 'sort_keys', 'query_vector', 'compare_found', 'fuse_found', 'unique_catalogue', 'attribute_order',
            'plain_records', 'SearchableIndex', 'CatalogueIndex', 'scale_summary', 'index_bytes', 'least_effort',
-           'measure_scale', 'stored_scale', 'scale_frame', 'growth_slope', 'embedding_growth', 'link_clusters',
-           'dedupe_records']
+           'measure_scale', 'stored_scale', 'scale_differences', 'scale_frame', 'growth_slope', 'embedding_growth',
+           'link_clusters', 'dedupe_records']
 
 # %% ../nbs/71_index.ipynb #3a3ebe9e
 import contextlib
@@ -32,6 +32,7 @@ from .comparisons import amount, squash
 from prodsim.core import (
     ProdsimError,
     atomic_dir,
+    disagreements,
     metered,
     restore_dir,
     stored_results,
@@ -779,6 +780,14 @@ def measure_scale(
 def stored_scale() -> list[dict]:  # by encoder, then by size
     "Stored scale tables (`prodsim.engine.bench_index` makes them)."
     return sorted(stored_results("index"), key=lambda r: (-r["layers"], r["products"]))
+
+
+def scale_differences(
+    result: dict,  # one of `stored_scale()`
+) -> list[str]:  # empty if all is well
+    "Stored numbers that do not follow from what each query took and found."
+    again = [scale_summary(row) for row in result["rows"]]
+    return disagreements(f"{result['name']}.rows", result["rows"], again)
 
 
 def scale_frame(

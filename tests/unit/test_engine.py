@@ -11,7 +11,6 @@ import pytest
 from one_line import message
 
 from prodsim.cli import main
-from prodsim.core import ProdsimError
 from prodsim.encoders import embed_file
 from prodsim.engine import (
     EngineIndex,
@@ -339,8 +338,21 @@ def test_the_job_gives_the_vectors_of_the_file(tmp_path, tiny_model):
     ids_, vectors = read_embeddings(tmp_path / "out")
     assert ids_ == list(RECORDS["id"]) and told["shards"] == 3 and told["skipped"] == 0 and told["records"] == 5
     assert np.allclose(vectors, np.load(tmp_path / "whole.npy"), atol=1e-5)
-    with pytest.raises(ProdsimError, match="name a folder of its own"):
-        embed_job(tiny_model, tmp_path / "out.records", tmp_path / "out.records")
+
+
+def test_the_job_in_one_process(tmp_path, tiny_model):
+    RECORDS.to_csv(tmp_path / "shelf.csv", index=False)
+    embed_file(open_encoder(tiny_model, ["title", "price"]), tmp_path / "shelf.csv", tmp_path / "whole.npy")
+    told = embed_job(tiny_model, tmp_path / "shelf.csv", tmp_path / "out", workers=0, rows=2)
+    assert told["shards"] == 3 and told["skipped"] == 0 and told["records"] == 5
+    ids_, vectors = read_embeddings(tmp_path / "out", ["part-00002", "part-00000"])
+    assert ids_ == ["e", "a", "b"] and np.allclose(vectors, np.load(tmp_path / "whole.npy")[[4, 0, 1]], atol=1e-5)
+    (tmp_path / "out" / "part-00001.parquet").unlink()
+    assert "or not all" in message(read_embeddings, tmp_path / "out", ["part-00000", "part-00001"])
+    again = embed_job(tiny_model, tmp_path / "out.records", tmp_path / "out", workers=0)
+    assert (again["shards"], again["skipped"], again["records"]) == (3, 2, 5)
+    assert "name a folder of its own" in message(embed_job, tiny_model, tmp_path / "out", tmp_path / "out")
+    assert "--workers 1 or more" in message(embed_job, tiny_model, tmp_path, tmp_path / "o", 0, "auto")
 
 
 def test_a_cluster_that_is_not_there(tmp_path, tiny_model, monkeypatch):

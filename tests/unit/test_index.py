@@ -18,12 +18,13 @@ from prodsim.index import (
     exact_neighbours,
     find_vectors,
     fingerprint,
+    growth_slope,
     link_clusters,
     measure_scale,
     neighbour_recall,
     read_query,
     reorder,
-    scale_summary,
+    scale_differences,
     stored_scale,
     vector_index,
 )
@@ -92,10 +93,11 @@ def test_scale_rows(clustered):
 
 def test_stored_scale_tables_follow_from_their_queries():
     for result in stored_scale():
-        for row in result["rows"]:
-            again = scale_summary(row)
-            assert {k: row[k] for k in again} == pytest.approx(again) and row["recall"] >= 0.98
-    assert stored_scale(), "no scale table is stored: prodsim bench-index --store"
+        assert scale_differences(result) == [] and all(row["recall"] >= 0.98 for row in result["rows"])
+        assert len(result["embedding"]["records"]) * 1000 == result["products"]
+    result["rows"][0]["cpu_p50_ms"] += 0.1
+    assert len(scale_differences(result)) == 1
+    assert growth_slope([10, 100, 1000], [2, 4, 8]) == pytest.approx(np.log10(2))
 
 
 def test_search_and_dimensions(made):
