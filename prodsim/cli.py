@@ -1137,8 +1137,9 @@ def _bench_index(
 ) -> None:
     "Measure how search scales: build time, memory, recall at 10, one-thread latency of flat, HNSW and IVF."
     from prodsim.engine import bench_index
+    from prodsim.index import KINDS_COMPARED
 
-    measured = bench_index(products, layers, kind or ("flat", "hnsw", "ivf"), work, store=store)
+    measured = bench_index(products, layers, tuple(kind or KINDS_COMPARED), work, store=store)
     if as_json:
         _print_json(measured)
         return

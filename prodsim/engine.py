@@ -43,6 +43,7 @@ from prodsim.core import (
 from .data import stream_records
 from .encoders import DEFAULT_MODEL, resolve_model
 from prodsim.index import (
+    KINDS_COMPARED,
     CatalogueIndex,
     SearchableIndex,
     attribute_order,
@@ -734,7 +735,7 @@ def shallow_encoder(
 def bench_index(
     products: int,  # titles that are indexed: the first of the shop, in thousands
     layers: int | None = None,  # of the default encoder that are kept, see `shallow_encoder`; None: all
-    kinds: Iterable[str] = ("flat", "hnsw", "ivf"),  # of index
+    kinds: Iterable[str] = KINDS_COMPARED,  # of index
     work: str | Path = "_run/vectors",  # titles and embeddings are kept here
     queries: int = 600,  # offers of other sellers
     seed: int = 0,  # of the shop
@@ -762,6 +763,7 @@ def bench_index(
     rows = measure_scale(vectors, encoder.embed_texts(list(titles)), kinds)
     name = f"shop-{seed}-{products}-layers-{kept}"
     command = f"prodsim bench-index --products {products} --store" + ("" if layers is None else f" --layers {layers}")
+    command += "".join(f" --kind {kind}" for kind in kinds if kinds != KINDS_COMPARED)
     result = {"name": name, "products": products, "layers": kept, "command": command, "fingerprint": worker.made_by}
     result |= {"embedding": costs.to_dict("list"), "rows": rows, **provenance()}
     if store:

@@ -21,7 +21,9 @@ from prodsim.index import (
     growth_slope,
     link_clusters,
     measure_scale,
+    needed_effort,
     neighbour_recall,
+    partial_titles,
     read_query,
     reorder,
     scale_differences,
@@ -84,6 +86,26 @@ def test_kinds_that_cannot_be(clustered):
         vector_index(clustered[0][:100], "pq")
 
 
+@pytest.mark.parametrize("kind", ["hnsw", "ivf", "pq"])
+def test_effort_is_what_queries_need(clustered, kind):
+    vectors, queries = clustered
+    index = vector_index(vectors, kind)
+    effort = needed_effort(index, vectors, queries)
+    if kind == "pq":
+        assert effort is None and needed_effort(vector_index(vectors, "ivf"), vectors, queries[:0]) is None
+        return
+    truth = exact_neighbours(queries, vectors, 10)[1]
+    recall = [neighbour_recall(find_vectors(index, queries, 10, e), truth).mean() for e in (1, effort)]
+    assert recall[1] >= 0.98 and (effort == 1 or recall[0] < 0.98)
+
+
+def test_partial_titles():
+    halves = partial_titles(["one two three four five six", None, "小米手机黑色", "", "x"], 10)
+    assert len(halves) == 3 and halves[1] in "小米手机黑色" and len(halves[1]) == 3 and halves[2] == "x"
+    kept = ["one two three four five six".split().index(w) for w in halves[0].split()]
+    assert len(kept) == 3 and kept == sorted(kept) and partial_titles([None]) == []
+
+
 def test_scale_rows(clustered):
     vectors, queries = clustered
     rows = measure_scale(vectors, queries)
@@ -131,11 +153,12 @@ def test_every_kind_is_reopened_and_forgets_what_is_deleted(tmp_path, tiny_model
     )
     CatalogueIndex.create(shelf, tmp_path / "index", tiny_model, kind=kind, vectors=vectors)
     index = CatalogueIndex.open(tmp_path / "index")
-    assert (index.segments[0].index is None) == (kind == "flat")
+    assert (index.segments[0].index is None) == (kind == "flat") and isinstance(index.segments[0].vectors, np.memmap)
+    assert ("effort" in index.manifest["segments"][0]) == (kind in ("hnsw", "ivf"))
     assert index.similar("r0", 300)["results"] and "r1" in ids(index.similar("r0", 20))
-    near = index.segments[0].nearest(vectors[0], 10, 64)
+    near = index.segments[0].nearest(vectors[0], 10)
     index.delete([f"r{i}" for i in near if i])
-    left = index.segments[0].nearest(vectors[0], 10, 64)
+    left = index.segments[0].nearest(vectors[0], 10)
     assert len(left) == 10 and set(left) & set(near) <= {0} and "r1" not in ids(index.similar("r0", 300))
     index.compact()
     assert len(index) == 300 - len(set(near) - {0}) and "r1" not in ids(CatalogueIndex.open(index.folder).similar("r0"))
@@ -209,7 +232,7 @@ def test_filters_on_a_graph_are_exact(tmp_path, tiny_model):
     index = CatalogueIndex.create(shelf, tmp_path / "index", tiny_model, kind="hnsw", vectors=vectors)
     among = index.segments[0].passing([("price", ">=", 390.0)])
     best = 390 + np.argsort(-vectors[390:] @ vectors[0], kind="stable")
-    assert index.segments[0].nearest(vectors[0], 5, 1, among).tolist() == best[:5].tolist()
+    assert index.segments[0].nearest(vectors[0], 5, among).tolist() == best[:5].tolist()
     assert set(ids(index.search("thing", 100, filters=["price>=390"]))) == {f"r{i}" for i in range(390, 400)}
 
 
