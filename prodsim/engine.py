@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['UPSERTED', 'RECORD_FILES', 'SHARD', 'connect', 'engine_errors', 'term_number', 'term_weights', 'sparse_vector',
            'point_id', 'free_name', 'filter_values', 'EngineIndex', 'open_index', 'record_shards', 'shard_files',
-           'ShardEmbedder', 'shard_note', 'start_ray', 'run_on_ray', 'embed_job', 'read_embeddings', 'shop_shards',
-           'shallow_encoder', 'bench_index']
+           'node_name', 'ShardEmbedder', 'shard_note', 'start_ray', 'run_on_ray', 'embed_job', 'read_embeddings',
+           'shop_shards', 'shallow_encoder', 'bench_index']
 
 # %% ../nbs/76_engine.ipynb #e7e9e298
 import contextlib
@@ -14,7 +14,9 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import shutil
+import sys
 import time
 import uuid
 import weakref
@@ -496,6 +498,12 @@ def shard_files(
     return files
 
 
+def node_name() -> str:
+    "Where this process runs: a node of Ray, which may share a machine with others, or the machine."
+    ray = sys.modules.get("ray")
+    return ray.get_runtime_context().get_node_id() if ray and ray.is_initialized() else platform.node()
+
+
 class ShardEmbedder:
     "What a worker keeps: an encoder, opened with the first shard that needs it."
 
@@ -511,14 +519,14 @@ class ShardEmbedder:
     def __call__(
         self,
         batch: dict[str, np.ndarray],  # path: one shard
-    ) -> dict[str, np.ndarray]:  # shard, records, skipped, error ("": none)
+    ) -> dict[str, np.ndarray]:  # shard, records, skipped, error ("": none), where (a node of Ray, or this machine)
         "Embed one shard. A user's mistake is a value, so that the other shards go on."
         path = Path(str(batch["path"][0]))
         try:
             records, skipped, error = *self.embed(path), ""
         except ProdsimError as mistake:
             records, skipped, error = 0, False, str(mistake)
-        told = {"shard": path.name, "records": records, "skipped": skipped, "error": error}
+        told = {"shard": path.name, "records": records, "skipped": skipped, "error": error, "where": node_name()}
         return {k: np.array([v]) for k, v in told.items()}
 
     def embed(
@@ -635,7 +643,7 @@ def embed_job(
     workers: int = 1,  # processes, each with an encoder of its own; 0: this process, without Ray
     cluster: str | None = None,  # address of a Ray cluster, or "auto"; None: this machine
     rows: int = 50_000,  # a shard, where a file is cut
-) -> dict:  # shards, skipped, records, seconds
+) -> dict:  # shards, skipped, records, nodes that worked, seconds
     """Embed shards with Ray Data; what is done already is skipped, so the same call completes an interrupted job.
 
     Raises ProdsimError after the last shard for the first that has a bad row, and if Ray is missing or not reached."""
@@ -660,7 +668,8 @@ def embed_job(
         more = f" (and {len(wrong) - 1} more shards)" if len(wrong) > 1 else ""
         raise ProdsimError(wrong[0][1] + more)
     counted = {"shards": len(told), "skipped": sum(bool(t["skipped"]) for t in told)}
-    return counted | {"records": sum(int(t["records"]) for t in told), "seconds": time.perf_counter() - begun}
+    counted |= {"records": sum(int(t["records"]) for t in told), "nodes": len({str(t["where"]) for t in told})}
+    return counted | {"seconds": time.perf_counter() - begun}
 
 
 def read_embeddings(

@@ -3,7 +3,15 @@
 import contextlib
 import http.server
 import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import threading
+import time
 
 import numpy as np
 import pandas as pd
@@ -185,9 +193,6 @@ def serving(status, body):
 
 
 def test_embedded_mode_is_for_one_process(made):
-    import subprocess
-    import sys
-
     code = f"from prodsim.engine import connect; connect({made.manifest['engine']['address']!r})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 1 and "another process has it open" in run.stderr.splitlines()[-1]
@@ -289,7 +294,9 @@ def test_a_worker_skips_mends_and_refuses(tmp_path, tiny_model):
     worker = ShardEmbedder(tiny_model, names, own, str(out))
 
     def embed(shard="one.csv", by=worker):
-        return {k: v[0].item() for k, v in by({"path": np.array([str(tmp_path / shard)])}).items()}
+        told = {k: v[0].item() for k, v in by({"path": np.array([str(tmp_path / shard)])}).items()}
+        assert told.pop("where")
+        return told
 
     assert embed() == {"shard": "one.csv", "records": 5, "skipped": False, "error": ""}
     note = shard_note(out / "one.parquet")
@@ -338,6 +345,54 @@ def test_the_job_gives_the_vectors_of_the_file(tmp_path, tiny_model):
     ids_, vectors = read_embeddings(tmp_path / "out")
     assert ids_ == list(RECORDS["id"]) and told["shards"] == 3 and told["skipped"] == 0 and told["records"] == 5
     assert np.allclose(vectors, np.load(tmp_path / "whole.npy"), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_job_on_two_nodes(tmp_path, tiny_model, monkeypatch):
+    "A cluster of three nodes that share this machine, a processor each: two for the workers, one for Ray Data itself."
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    RECORDS.to_csv(tmp_path / "shelf.csv", index=False)
+    with ray_cluster(tmp_path, 3) as address:
+        told = embed_job(tiny_model, tmp_path / "shelf.csv", tmp_path / "out", 2, address, rows=1)
+    assert told["shards"] == 5 and told["records"] == 5 and told["nodes"] >= 2
+    embed_file(open_encoder(tiny_model, ["title", "price"]), tmp_path / "shelf.csv", tmp_path / "whole.npy")
+    assert np.allclose(read_embeddings(tmp_path / "out")[1], np.load(tmp_path / "whole.npy"), atol=1e-5)
+
+
+@contextlib.contextmanager
+def ray_cluster(folder, nodes):
+    "Raylets of one cluster on the loopback, a processor each; gone afterwards, whatever happened."
+    ray, port = os.path.join(os.path.dirname(sys.executable), "ray"), free_port()
+    # sockets need a short path; every node is alone with what it runs
+    home, started = tempfile.mkdtemp(prefix="ray", dir="/tmp"), []
+    common = ["--num-cpus=1", f"--object-store-memory={80 * 2**20}", "--node-ip-address=127.0.0.1", "--block"]
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
+    try:
+        for i in range(nodes):
+            head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={home}"]
+            args = [ray, "start", *(head if i == 0 else [f"--address=127.0.0.1:{port}"]), *common]
+            with open(folder / f"node{i}.log", "w") as log:
+                started.append(
+                    subprocess.Popen(args, stdout=log, stderr=log, env=os.environ | quiet, start_new_session=True)
+                )
+            text, until = "", time.monotonic() + 120
+            while "Ray runtime started" not in text and started[-1].poll() is None and time.monotonic() < until:
+                time.sleep(1)
+                text = (folder / f"node{i}.log").read_text()
+            assert "Ray runtime started" in text, text[-1500:]
+        yield f"127.0.0.1:{port}"
+    finally:
+        for process in started:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            process.wait(60)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
 
 
 def test_the_job_in_one_process(tmp_path, tiny_model):
