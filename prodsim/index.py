@@ -810,6 +810,10 @@ def measure_scale(
                 finds.append(find(query[None], effort)[0])
                 clocks.append((time.perf_counter() - begun[0], time.thread_time() - begun[1]))
             row = {"kind": kind, "records": len(vectors), **built, "effort": effort}
+            if index is not None:  # had records chosen, which are no queries
+                own = needed_effort(index, vectors, vectors[:: -(-len(vectors) // 200)], target)
+                row |= {"effort_of_records": own}
+                row["recall_of_records"] = float(neighbour_recall(find(queries[1::2], own), truth[1::2]).mean())
             row["bytes"] = vectors.nbytes if index is None else index_bytes(index)
             row["milliseconds"], row["cpu_milliseconds"] = np.round(1000 * np.array(clocks).T, 4).tolist()
             row["recalls"] = neighbour_recall(np.array(finds), truth[1::2]).tolist()
@@ -838,8 +842,9 @@ def scale_frame(
 ) -> pd.DataFrame:  # one row a size, encoder and kind of index
     "What each kind of index cost and found, without the single queries."
     kept = ("kind", "records", "effort", "seconds", "cpu_seconds", "bytes", "recall", "p50_ms", "p99_ms")
-    kept += ("cpu_p50_ms", "cpu_p99_ms", "queries")
-    return pd.DataFrame([{"layers": r["layers"], **{k: row[k] for k in kept}} for r in results for row in r["rows"]])
+    kept += ("cpu_p50_ms", "cpu_p99_ms", "queries", "effort_of_records", "recall_of_records")
+    rows = [(r["layers"], row) for r in results for row in r["rows"]]
+    return pd.DataFrame([{"layers": layers, **{k: row.get(k) for k in kept}} for layers, row in rows])
 
 
 def growth_slope(
