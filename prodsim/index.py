@@ -8,8 +8,9 @@ __all__ = ['KINDS', 'FLAT_UP_TO', 'EFFORTS', 'MOST_CHARACTERS', 'KINDS_COMPARED'
            'fingerprint', 'open_encoder', 'checked_encoder', 'one_writer', 'read_manifest', 'partial_titles',
            'needed_effort', 'Segment', 'read_query', 'read_filters', 'known_attribute', 'passes', 'sort_keys',
            'query_vector', 'compare_found', 'fuse_found', 'unique_catalogue', 'attribute_order', 'plain_records',
-           'SearchableIndex', 'CatalogueIndex', 'scale_summary', 'index_bytes', 'measure_scale', 'stored_scale',
-           'scale_differences', 'scale_frame', 'growth_slope', 'embedding_growth', 'link_clusters', 'dedupe_records']
+           'SearchableIndex', 'CatalogueIndex', 'scale_summary', 'index_bytes', 'vectors_compared', 'measure_scale',
+           'stored_scale', 'scale_differences', 'scale_frame', 'growth_slope', 'embedding_growth', 'link_clusters',
+           'dedupe_records']
 
 # %% ../nbs/71_index.ipynb #3a3ebe9e
 import contextlib
@@ -779,6 +780,20 @@ def index_bytes(
     return sum(sizes)
 
 
+def vectors_compared(
+    index,  # of `vector_index`: HNSW or IVF
+    queries: np.ndarray,  # shape (queries, dimensions)
+    effort: int,  # see `find_vectors`
+) -> float:  # with which a query is compared, on average; centres of cells included
+    "What a search costs on any machine, by the counters of faiss."
+    faiss = _faiss()
+    cells = isinstance(index, faiss.IndexIVF)
+    counter = faiss.cvar.indexIVF_stats if cells else faiss.cvar.hnsw_stats
+    counter.reset()
+    find_vectors(index, queries, 10, effort)
+    return counter.ndis / len(queries) + (index.nlist if cells else 0)
+
+
 KINDS_COMPARED = ("flat", "hnsw", "ivf")
 
 
@@ -810,6 +825,7 @@ def measure_scale(
                 finds.append(find(query[None], effort)[0])
                 clocks.append((time.perf_counter() - begun[0], time.thread_time() - begun[1]))
             row = {"kind": kind, "records": len(vectors), **built, "effort": effort}
+            row["compared"] = len(vectors) if index is None else vectors_compared(index, queries[1::2], effort)
             if index is not None:  # had records chosen, which are no queries
                 own = needed_effort(index, vectors, vectors[:: -(-len(vectors) // 200)], target)
                 row |= {"effort_of_records": own}
@@ -842,7 +858,7 @@ def scale_frame(
 ) -> pd.DataFrame:  # one row a size, encoder and kind of index
     "What each kind of index cost and found, without the single queries."
     kept = ("kind", "records", "effort", "seconds", "cpu_seconds", "bytes", "recall", "p50_ms", "p99_ms")
-    kept += ("cpu_p50_ms", "cpu_p99_ms", "queries", "effort_of_records", "recall_of_records")
+    kept += ("cpu_p50_ms", "cpu_p99_ms", "queries", "compared", "effort_of_records", "recall_of_records")
     rows = [(r["layers"], row) for r in results for row in r["rows"]]
     return pd.DataFrame([{"layers": layers, **{k: row.get(k) for k in kept}} for layers, row in rows])
 

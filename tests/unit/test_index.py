@@ -110,6 +110,8 @@ def test_scale_rows(clustered):
     vectors, queries = clustered
     rows = measure_scale(vectors, queries)
     assert [r["kind"] for r in rows] == ["flat", "hnsw", "ivf"] and rows[0]["recall"] == 1
+    assert rows[0]["compared"] == len(vectors) and all(0 < r["compared"] < len(vectors) + 200 for r in rows)
+    assert all(r["recall_of_records"] <= 1 and r["effort_of_records"] for r in rows[1:])
     assert all(r["recall"] > 0.9 and r["p99_ms"] >= r["p50_ms"] > 0 and r["bytes"] >= vectors.nbytes for r in rows)
 
 
