@@ -146,10 +146,10 @@ def least_effort(
     truth: np.ndarray,  # shape (queries, k)
     target: float,  # recall
 ) -> int:  # of `EFFORTS`; the last if none will do
-    "The least effort whose recall is above the target by one standard error."
+    "The least effort whose recall is above the target by two standard errors."
     for effort in EFFORTS:
         recalls = neighbour_recall(find(effort), truth)
-        if recalls.mean() - recalls.std() / np.sqrt(len(recalls)) >= target:
+        if recalls.mean() - 2 * recalls.std() / np.sqrt(len(recalls)) >= target:
             break
     return effort
 
