@@ -33,7 +33,7 @@ from ..evaluation import best_threshold, expected_calibration_error, fit_platt, 
 from ..evidence import note_look
 from ..registry import is_registered
 from ..shop import simulate
-from .dimensions import Known, learn_known, measure_dimensions
+from .dimensions import Known, learn_known, measure_dimensions, usable_dimensions
 from .fusion import FUSION_ROUNDS, FUSION_TREES, FusionModel, check_taught, fuse
 from .fusion import fusion_arguments
 
@@ -45,7 +45,6 @@ def worth_scores(
     split: str = "test",
     seed: int = 0,  # of trees and folds
     taught: Iterable[str] = (),  # dimensions whose model learned from the training pairs: train lacks them
-    published: dict[str, pd.DataFrame] | None = None,  # the tables without taught dimensions, as one more system
 ) -> tuple[pd.DataFrame, dict]:  # probabilities by system, five decimals; thresholds and what was chosen
     "The fusion, each dimension alone (Platt's curve on validation pairs), and the fusion without each in turn."
     train, valid, asked = (tables[s] for s in ("train", "valid", split))
@@ -54,13 +53,10 @@ def worth_scores(
     names = [n for n in valid if not np.isnan(middle[n])]
     out, cuts, facts = {}, {}, {}
 
-    def learn(system: str, kept: list[str], of: dict[str, pd.DataFrame] = tables) -> FusionModel:
-        late = [n for n in taught if n in kept and of is tables]
-        own = [n for n in kept if n not in late]
-        model = fuse(
-            known, of["train"][own], labels["train"], of["valid"][kept], labels["valid"], seed=seed, taught=late
-        )
-        out[system] = model.probabilities(of[split][list(model.names)])
+    def learn(system: str, kept: list[str]) -> FusionModel:
+        own, late = [n for n in kept if n not in taught], [n for n in kept if n in taught]
+        model = fuse(known, train[own], labels["train"], valid[kept], labels["valid"], seed=seed, taught=late)
+        out[system] = model.probabilities(asked[list(model.names)])
         cuts[system] = model.threshold
         return model
 
@@ -74,9 +70,6 @@ def worth_scores(
         cuts[f"only {n}"] = best_threshold(labels["valid"], curve(on_valid))
         learn(f"without {n}", [m for m in names if m != n])
     facts["against"] = [f"only {n}" for n in taught]
-    if published is not None:
-        learn("published", [n for n in published["train"] if published["train"][n].notna().any()], published)
-        facts["against"].append("published")
     facts["best"] = max(alone, key=alone.get)
     facts["known"] = {n: float(asked[n].notna().mean()) for n in names}
     return pd.DataFrame(out).astype(float).round(5), {**facts, "thresholds": cuts, "missing": train.attrs["missing"]}
@@ -112,8 +105,8 @@ def store_worth(
 ) -> list[dict]:  # what was stored, seed by seed
     """Measure what dimensions are worth on a data set and store it among the results (`prodsim dimensions`).
 
-    With a trained model, beside the same fusion with the encoder as published. Raises ProdsimError for a missing
-    split, and for a trained model that does not fit or learned from validation pairs."""
+    With a trained model, beside the fusion with the encoder as published where that is stored. Raises ProdsimError for
+    a missing split, and for a trained model that does not fit or learned from validation pairs."""
     pairs = load_pairs(data)
     if lacking := [s for s in ("train", "valid", split) if s not in pairs]:
         raise ProdsimError(f"{data} has no split {lacking[0]!r}: it has {', '.join(pairs)}")
@@ -121,8 +114,7 @@ def store_worth(
     folders = {"meaning": meaning, "interaction": interaction}
     folders = {part: str(folder) for part, folder in folders.items() if folder is not None}
     fusion_arguments(**folders)
-    for folder in folders.values():
-        check_taught(folder, pairs)
+    notes = [note for folder in folders.values() if (note := check_taught(folder, pairs))]
     name = re.sub(r"[^\w.-]+", "-", data) + ".trained" * bool(folders) + f".{split}"
     if split == "test" and is_registered(data):
         note_look(
@@ -131,48 +123,40 @@ def store_worth(
             "worth of dimensions; head and best dimension chosen on validation pairs",
         )
     known = learn_known(pairs)
-    known.encoder = pretrained(names=known.comparer.texts)
-    tables = {s: measure_dimensions(pairs[s], known) for s in dict.fromkeys(("train", "valid", split))}
+    known.encoder = load_model(meaning) if meaning is not None else pretrained(names=known.comparer.texts)
+    known.judge = load_model(interaction) if interaction is not None else None
+    usable = [d.name for d in usable_dimensions(known)[0]]
+    own = [n for n in usable if n not in folders]  # what a model says of the pairs that taught it is no measure
+    tables = {
+        s: measure_dimensions(pairs[s], known, own if s == "train" else usable) for s in ("train", "valid", split)
+    }
+    tables["train"].attrs["missing"] |= {n: why for n, why in usable_dimensions(known)[1].items()}
     labels = {s: np.asarray(pairs[s]["label"]) for s in tables}
-    published = None
-    if folders:
-        published = {s: t.copy() for s, t in tables.items()}
-        if meaning is not None:
-            known.encoder, known.vectors = load_model(meaning), {}
-        if interaction is not None:
-            known.judge = load_model(interaction)
-        for s in tables:
-            tables[s] = tables[s].drop(columns=list(folders), errors="ignore")
-            if s != "train":  # what a model says of the pairs that taught it is no measure
-                tables[s] = tables[s].join(measure_dimensions(pairs[s], known, folders))
-        tables["train"].attrs = published["train"].attrs
-    return [
-        _stored_worth(
-            f"{name}.seed{seed}",
-            data,
-            pairs,
-            split,
-            seed,
-            folders,
-            worth_scores(tables, labels, known, split, seed, folders, published),
-        )
-        for seed in seeds
-    ]
+    about = {"data": data, "split": split, "data_hash": data_hash(pairs), "notes": notes}
+    told = pd.DataFrame({k: list(pairs[split][k]) for k in ("left_id", "right_id", "label")})
+    results = []
+    for seed in seeds:
+        scores, facts = worth_scores(tables, labels, known, split, seed, folders)
+        results.append(_keep_worth(f"{name}.seed{seed}", {**about, "seed": seed, **facts}, told, scores, folders))
+    return results
 
 
-def _stored_worth(name, data, pairs, split, seed, folders, scored) -> dict:
-    scores, facts = scored
-    told = {k: list(pairs[split][k]) for k in ("left_id", "right_id", "label")}
+def _keep_worth(name: str, result: dict, told: pd.DataFrame, scores: pd.DataFrame, folders: dict[str, str]) -> dict:
+    same = [r for r in stored_worth() if r["name"] == name.replace(".trained.", ".")]
+    if folders and same and same[0]["data_hash"] == result["data_hash"]:
+        scores = scores.assign(published=stored_probabilities(same[0])["fusion"])
+        result["thresholds"]["published"] = same[0]["thresholds"]["fusion"]
+        result["against"] = [*result["against"], "published"]
     folder, file = results_folder() / "similarity", f"{name}.scores.csv.gz"
-    write_table(folder / file, pd.concat([pd.DataFrame(told), scores], axis=1))
-    result = {"name": name, "data": data, "split": split, "seed": seed, "pairs": len(scores), **facts}
+    write_table(folder / file, pd.concat([told, scores], axis=1))
     given = "".join(f" --{part} {path}" for part, path in folders.items())
-    result |= {"command": f"prodsim dimensions {data} --split {split} --seed {seed}{given}", "scores_file": file}
+    command = "prodsim dimensions {data} --split {split} --seed {seed}".format(**result)
+    result = {"name": name, "pairs": len(scores), "command": command + given, "scores_file": file, **result}
     if folders:
         noted = ("kind", "arguments", "valid", "revision", "seconds")
         result["trained"] = {part: {k: read_run(path).get(k) for k in noted} for part, path in folders.items()}
-    result |= {"settings": {"trees": FUSION_TREES, "rounds": FUSION_ROUNDS}, "data_hash": data_hash(pairs)}
-    result |= {"metrics": worth_metrics(scores, np.asarray(pairs[split]["label"]), facts), **provenance()}
+    result |= {"settings": {"trees": FUSION_TREES, "rounds": FUSION_ROUNDS}}
+    result |= {"metrics": worth_metrics(scores, told["label"].to_numpy(), result), **provenance()}
     write_json(folder / f"{name}.json", result)
     return result
 

@@ -57,17 +57,18 @@ def test_a_trained_model_is_weighed_beside_the_fusion_without_it(tmp_path, monke
     monkeypatch.setattr(worth, "pretrained", lambda names: None)
     save_pairs(PAIRS, tmp_path / "pairs")
     train_comparisons(str(tmp_path / "pairs"), tmp_path / "judge", rounds=20, vocabulary="known")
+    (plain,) = worth.store_worth(str(tmp_path / "pairs"), "test")
     results = worth.store_worth(str(tmp_path / "pairs"), "test", (0, 1), interaction=tmp_path / "judge")
     assert [r["name"].rsplit(".trained.")[1] for r in results] == ["test.seed0", "test.seed1"]
-    assert results[0]["against"] == ["only interaction", "published"] and "interaction" in results[0]["known"]
-    for stored in stored_worth():
-        assert worth_differences(stored) == []
-        gains = {s for s, row in stored["metrics"].items() if "fusion_gain" in row}
-        assert {"published", "only interaction", "without interaction"} <= gains
-        table = stored_probabilities(stored)
-        assert np.allclose(table["published"], table["without interaction"], atol=1e-5)  # nothing else was taught
-        assert stored["trained"]["interaction"]["kind"] == "comparisons"
-        assert stored["command"].endswith(f"--interaction {tmp_path / 'judge'}")
+    assert [r["against"] for r in results] == [["only interaction", "published"], ["only interaction"]]
+    assert plain["against"] == [] and "published" not in results[1]["metrics"]  # seed 1 is not stored without it
+    stored = next(r for r in stored_worth() if r["name"] == results[0]["name"])
+    assert worth_differences(stored) == [] and stored["trained"]["interaction"]["kind"] == "comparisons"
+    gains = {s for s, row in stored["metrics"].items() if "fusion_gain" in row}
+    assert {"published", "only interaction", "without interaction"} <= gains
+    table = stored_probabilities(stored)
+    assert np.allclose(table["published"], table["without interaction"], atol=1e-5)  # nothing else was taught
+    assert stored["command"].endswith(f"--interaction {tmp_path / 'judge'}")
 
 
 def test_committed_results_follow_from_their_scores():
