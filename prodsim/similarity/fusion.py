@@ -320,7 +320,8 @@ def check_taught(
     columns = ["left_id", "right_id"] + [f"{s}_{attributes(pairs)[0]}" for s in ("left", "right")]
     if set(columns) - set(source["train"].column_names):
         return ""  # records of another kind
-    told = set(zip(*(source["train"][c] for c in columns), strict=True))
+    told, own = (set(zip(*(t["train"][c] for c in columns), strict=True)) for t in (source, pairs))
+    told -= own  # what the data set itself repeats is no fault of the model
     if both := sum(pair in told for pair in zip(*(pairs["valid"][c] for c in columns), strict=True)):
         raise ProdsimError(
             f"{folder} learned from {both} of the validation pairs that weigh it: train it on this train"
