@@ -116,7 +116,7 @@ def test_committed_numbers_follow_from_their_pairs():
     assert not relation_differences(result)
     changed = {**result, "metrics": {**result["metrics"], "price": {**result["metrics"]["price"], "known": 0.5}}}
     assert len(relation_differences(changed)) == 1
-    changed = {**result, "judged": {**result["judged"], "pairs": {}}}
+    changed = {**result, "judged": {**result["judged"], "pairs": {**result["judged"]["pairs"], "neither": 1}}}
     assert len(relation_differences(changed)) == 1
     with pytest.raises(ProdsimError, match="missing or unreadable; run: prodsim relations"):
         relations.relation_pairs({**result, "pairs_file": "none.csv.gz"})
