@@ -7,9 +7,11 @@ __all__ = ['app', 'Data', 'Model', 'Json', 'STORED', 'USAGE_ERRORS', 'Trail', 'F
            'main']
 
 # %% ../nbs/91_cli.ipynb #207a7b16
+import contextlib
 import json
 import os
 import sys
+import tempfile
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -101,7 +103,9 @@ def _audit(
     fail_on: Annotated[
         str | None, typer.Option(help="exit with 1 where a finding of this level or worse is: error, warning or note")
     ] = None,
-    model: Annotated[str, typer.Option(help="encoder whose tokens are counted; none: words are")] = "default",
+    model: Annotated[
+        str, typer.Option(help="encoder whose tokens are counted, from which --labels starts; none: words are")
+    ] = "default",
     frozen: Annotated[
         bool, typer.Option("--frozen", help="its frozen embeddings help to find wrong labels, too")
     ] = False,
@@ -109,6 +113,13 @@ def _audit(
     probabilities: Annotated[
         Path | None,
         typer.Option(help="a model's own out-of-fold probabilities: .csv with left_id, right_id, probability"),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="recipe that is trained fold by fold to doubt labels: fast, bi, …; default: trees, in seconds"),
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="folder for the models of --labels: an interrupted audit goes on there")
     ] = None,
     rater: Annotated[
         list[str] | None, typer.Option(help="column with one person's grades; repeat; default: found by name")
@@ -124,16 +135,22 @@ def _audit(
         raise ProdsimError(f"--fail-on {fail_on}: choose one of {', '.join(LEVELS[::-1])}")
     if html is not None and (html.suffix != ".html" or html.is_dir()):
         raise ProdsimError(f"--html {html}: name a file that ends in .html")
-    embed, count_tokens = (None, None) if model == "none" else _frozen_encoder(model)
-    report = audit_data(
-        data,
-        embed if frozen else None,
-        count_tokens,
-        max_tokens=max_length,
-        probabilities=None if probabilities is None else read_probabilities(probabilities),
-        raters=rater or (),
-        log=(lambda stage: print(f"{stage} …", file=sys.stderr)) if _show_progress(as_json) else lambda stage: None,
-    )
+    if labels is None and work is not None:
+        raise ProdsimError(f"--work {work}: it keeps the models of --labels, and no recipe is named")
+    if labels is not None and probabilities is not None:
+        raise ProdsimError("audit takes one of --labels RECIPE and --probabilities FILE, not both")
+    given = None if probabilities is None else read_probabilities(probabilities)
+    log = (lambda stage: print(f"{stage} …", file=sys.stderr)) if _show_progress(as_json) else lambda stage: None
+    with contextlib.ExitStack() as stack:
+        trained = True
+        if labels is not None:
+            place = work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            trained = _fold_trainer(labels, place, model, log)
+        embed, count_tokens = (None, None) if model == "none" else _frozen_encoder(model)
+        embed = embed if frozen else None
+        report = audit_data(data, embed, count_tokens, max_length, given, rater or (), trained, log=log)
+    if labels is not None and report["kind"] == "pairs":
+        report["labels"]["from"] = f"recipe {labels}, trained fold by fold"
     if html is not None:
         write_html(report, html)
     if as_json:
@@ -155,6 +172,25 @@ def _audit(
             print(html)
     if fail_on is not None and any(LEVELS.index(f["level"]) >= LEVELS.index(fail_on) for f in report["findings"]):
         raise typer.Exit(1)
+
+
+def _fold_trainer(recipe: str, work: Path, model: str, log):
+    "What `audit_data` takes as label model: a recipe that is trained fold by fold, each fold kept in `work`."
+    from functools import partial
+
+    from prodsim.quality.labels import trained_out_of_fold
+    from prodsim.recipes import recipe_names, train_recipe
+
+    if recipe not in recipe_names():
+        raise ProdsimError(f"--labels {recipe}: choose one of {', '.join(recipe_names())}")
+    changes = {} if model in ("default", "none") or recipe == "comparisons" else {"model": model}
+    options = {"resume": True, "log_to": (), "progress": False}
+
+    def train(pairs, fold: int):
+        log(f"labels: fold {fold + 1}")
+        return train_recipe(pairs, work / f"fold-{fold}", recipe, changes=changes, **options)
+
+    return partial(trained_out_of_fold, train=train)
 
 
 def _frozen_encoder(name: str) -> tuple:

@@ -47,7 +47,7 @@ def audit_data(
     max_tokens: int = 256,  # what the model reads of a pair
     probabilities: pd.DataFrame | None = None,  # left_id, right_id, probability of a match, from a model of your own
     raters: Iterable[str] = (),  # columns in which several people graded the rows; (): recognised by their names
-    label_model: bool = True,  # look for wrong labels
+    label_model: bool | Callable[[dict], np.ndarray] = True,  # look for wrong labels; by what, see `suspect_findings`
     seed: int = 0,  # of folds and samples
     log: Callable[[str], None] = lambda stage: None,  # told of each stage
 ) -> dict:  # the report: findings and the numbers behind them, JSON-ready
@@ -81,6 +81,8 @@ def audit_data(
         records = records.drop(columns=list(ratings.columns))
     kinds = column_kinds(records)
     report |= {"columns": kinds, "records": len(records)}
+    if kind != "pairs" and (probabilities is not None or callable(label_model)):
+        raise ProdsimError(f"{report['data']}: these are offers, which have no labels to doubt; audit pairs")
     log("values and text")
     found = check_values(records, kinds) + check_text(records, kinds)
     if kind == "pairs":

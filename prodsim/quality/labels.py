@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABEL_TREES', 'LABEL_ROUNDS', 'DOUBT', 'USUAL', 'LEAST', 'likeness', 'lexical_f1', 'pair_features', 'fold_groups',
-           'out_of_fold', 'turned_probability', 'label_suspects', 'read_probabilities', 'suspect_findings',
-           'rater_agreement', 'rating_findings', 'balance_findings']
+           'out_of_fold', 'trained_out_of_fold', 'turned_probability', 'label_suspects', 'read_probabilities',
+           'suspect_findings', 'rater_agreement', 'rating_findings', 'balance_findings']
 
 # %% ../../nbs/quality/14_labels.ipynb #213b9ab1
 import warnings
@@ -16,7 +16,7 @@ from pathlib import Path
 import lightgbm
 import numpy as np
 import pandas as pd
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from ..comparisons import TREES, Comparer
 from ..core import ProdsimError
@@ -108,17 +108,57 @@ def out_of_fold(
     """Probabilities of boosted trees, fitted on the other folds. Fewer groups than ten a fold are left apart.
 
     Raises ProdsimError if a class has fewer rows than there are folds."""
+    y = np.asarray(labels)
+    out = np.zeros(len(y))
+    for fit, score in _folds(y, groups, folds, seed):
+        table = lightgbm.Dataset(features[fit], y[fit])
+        out[score] = lightgbm.train({**LABEL_TREES, "seed": seed}, table, LABEL_ROUNDS).predict(features[score])
+    return out
+
+
+def _folds(y: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    y = np.asarray(labels)
     if min(y.sum(), (1 - y).sum()) < folds:
         raise ProdsimError(f"{int(y.sum())} matches and {int((1 - y).sum())} others are too few for {folds} folds")
     grouped = groups is not None and len(np.unique(groups)) >= 10 * folds
     ways = (StratifiedGroupKFold if grouped else StratifiedKFold)(folds, shuffle=True, random_state=seed)
+    return list(ways.split(np.zeros((len(y), 1)), y, groups if grouped else None))
+
+
+def trained_out_of_fold(
+    tables: dict[str, pd.DataFrame],  # pairs by split
+    train: Callable[[DatasetDict, int], object],  # pairs with train and valid, number of the fold → model: kind, score
+    folds: int = 5,  # models that are trained, three at least
+    seed: int = 0,  # of the folds
+) -> np.ndarray:  # (rows,) probability of a match, each from a model that saw neither the row nor a row of its record
+    """Probabilities of a model that is trained fold by fold, all splits together.
+
+    For each fold one model is trained on the others, of which one is its validation split; on that one its scores are
+    calibrated (Platt 1999). Raises ProdsimError if a class has fewer rows than there are folds, and for fewer than
+    three."""
+    from sklearn.linear_model import LogisticRegression
+
+    if folds < 3:
+        raise ProdsimError(f"{folds} folds: one is judged, one validates, so there must be three at least")
+    whole = pd.concat(tables.values(), ignore_index=True)
+    y = whole["label"].to_numpy(int)
+    columns = ["left_id", "right_id", *(c for c in whole if c.startswith(("left_", "right_")) and not c.endswith("_id"))]
+    parts = [held for _, held in _folds(y, fold_groups(whole), folds, seed)]
+    pairs = whole[[*columns, "label"]].astype(object).where(whole[[*columns, "label"]].notna(), None)
     out = np.zeros(len(y))
-    for fit, score in ways.split(features, y, groups if grouped else None):
-        table = lightgbm.Dataset(features[fit], y[fit])
-        out[score] = lightgbm.train({**LABEL_TREES, "seed": seed}, table, LABEL_ROUNDS).predict(features[score])
+    for k, held in enumerate(parts):
+        valid = parts[(k + 1) % folds]
+        known = np.setdiff1d(np.arange(len(y)), np.concatenate([held, valid]))
+        rows = {"train": known, "valid": valid, "held": held}
+        own = {s: Dataset.from_dict(pairs.iloc[r].to_dict("list")) for s, r in rows.items()}
+        model = train(DatasetDict({s: own[s] for s in ("train", "valid")}), k)
+        said = {s: np.asarray(model.score(own[s]), dtype=float) for s in ("valid", "held")}
+        if model.kind != "bi":  # a cosine is no probability
+            clipped = {s: np.clip(v, 1e-6, 1 - 1e-6) for s, v in said.items()}
+            said = {s: np.log(v / (1 - v)) for s, v in clipped.items()}
+        scale = LogisticRegression(C=1e3, max_iter=1000).fit(said["valid"][:, None], y[valid])
+        out[held] = scale.predict_proba(said["held"][:, None])[:, 1]
     return out
 
 
@@ -174,7 +214,7 @@ def suspect_findings(
     kinds: dict[str, str],  # see `column_kinds`
     embed: Callable[[list[str]], np.ndarray] | None = None,  # see `pair_features`
     probabilities: pd.DataFrame | None = None,  # left_id, right_id, probability, of a model of your own
-    label_model: bool = True,  # False: without given probabilities no label is doubted
+    label_model: bool | Callable[[dict], np.ndarray] = True,  # tables → (rows,) probabilities; False: no label is doubted
     seed: int = 0,  # of the folds
 ) -> tuple[list[dict], dict, float | None]:  # findings; suspects with ids, rows and examples; F1 of the probabilities
     """Labels that out-of-fold probabilities contradict.
@@ -195,6 +235,11 @@ def suspect_findings(
                 f"probabilities: none for {int(np.isnan(p).sum())} pairs, the first {at['left_id']}, {at['right_id']}"
             )
         source = "probabilities that were given"
+    elif callable(label_model):
+        p = np.asarray(label_model(tables), dtype=float)
+        if p.shape != y.shape:
+            raise ProdsimError(f"label model: an array of shape {p.shape} for {len(y)} pairs")
+        source = "a model trained fold by fold"
     elif label_model and min(y.sum(), len(y) - y.sum()) >= 10:
         p = out_of_fold(pair_features(whole, kinds, embed), y, fold_groups(whole), seed=seed)
         source = "boosted trees on comparison vectors, 5 folds"

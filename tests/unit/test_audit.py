@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
+from little_shop import little_pairs
 
 from prodsim.cli import main
 from prodsim.core import ProdsimError
-from prodsim.data import load_pairs
+from prodsim.data import load_pairs, save_pairs
 from prodsim.quality.audit import audit_data, html_report
 from prodsim.quality.labels import rater_agreement
 from prodsim.quality.reading import LEVELS
@@ -224,6 +225,21 @@ def test_command_prints_json_and_writes_the_page(file, tmp_path, capsys):
     assert json.loads(out)["splits"]["test"]["rows"] == 150 and page.read_text().startswith("<!doctype html>")
 
 
+def test_labels_are_doubted_by_a_recipe_that_is_trained_fold_by_fold(tmp_path, capsys):
+    pairs = little_pairs(seed=2, train=40, valid=20, test=20)
+    save_pairs(pairs, tmp_path / "pairs")
+    command = ["audit", str(tmp_path / "pairs"), "--json", "--model", "none", "--labels", "comparisons"]
+    kept = [*command, "--work", str(tmp_path / "folds")]
+    assert main(kept) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert "comparisons" in first["labels"]["from"]
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "folds").rglob("*.safetensors")}
+    assert len({p.relative_to(tmp_path / "folds").parts[0] for p in times}) == 5
+    assert main(kept) == 0  # nothing is trained twice
+    assert json.loads(capsys.readouterr().out)["labels"] == first["labels"]
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+
+
 def test_fail_on(file, capsys):
     worst = json.loads(_json(file, capsys))["levels"]
     assert worst["note"] > 0
@@ -243,6 +259,8 @@ def _json(file, capsys):
         ["--fail-on", "fatal"],
         ["--html", "report.pdf"],
         ["--probabilities", "none.csv"],
+        ["--labels", "no-such-recipe"],
+        ["--work", "folds"],
         ["--rater", "nobody"],
         ["--bad"],
     ],

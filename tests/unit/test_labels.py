@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from little_shop import little_pairs
 
 from prodsim.core import ProdsimError
 from prodsim.quality.labels import (
@@ -13,6 +14,7 @@ from prodsim.quality.labels import (
     out_of_fold,
     pair_features,
     rater_agreement,
+    trained_out_of_fold,
     turned_probability,
 )
 from prodsim.quality.reading import open_for_audit, rater_columns, record_table
@@ -51,6 +53,40 @@ def test_the_probability_of_a_turned_label_by_hand():
     assert set(label_suspects(y, p)) == set(np.flatnonzero(turned)) == set(np.flatnonzero(doubt >= DOUBT))
     assert np.allclose(turned_probability(1 - y, 1 - p), doubt, atol=1e-3)  # the classes' names do not count
     assert set(label_suspects(y, 0.5 + 0.4 * (p - 0.5))) == set(np.flatnonzero(turned))  # nor how sure the model is
+
+
+class Told:
+    "A model that knows the truth and says it as a cosine or as a probability, each on a scale of its own."
+
+    def __init__(self, kind, scale):
+        self.kind, self.scale = kind, scale
+
+    def score(self, pairs):
+        same = [a.split()[2] == b.split()[2] for a, b in zip(pairs["left_title"], pairs["right_title"], strict=True)]
+        return np.where(same, *((0.9 * self.scale, 0.2 * self.scale) if self.kind == "bi" else (0.99, 0.3)))
+
+
+@pytest.mark.parametrize("kind", ["bi", "cross"])
+def test_a_model_trained_fold_by_fold_never_sees_the_record_it_judges(kind):
+    tables = open_for_audit(little_pairs(seed=1, train=200))[1]
+    whole = pd.concat(tables.values(), ignore_index=True)
+    groups, y = fold_groups(whole), whole["label"].to_numpy()
+    number = dict(zip(zip(whole["left_id"], whole["right_id"], whole["left_title"], strict=True), groups, strict=True))
+    seen, told = [], []
+
+    def train(pairs, fold):
+        assert set(pairs) == {"train", "valid"} and set(pairs["train"].column_names) == set(pairs["valid"].column_names)
+        of = [{number[key] for key in zip(p["left_id"], p["right_id"], p["left_title"])} for p in pairs.values()]
+        assert not of[0] & of[1]
+        seen.append(of[0] | of[1])
+        told.append(Told(kind, 1 - 0.15 * fold))
+        return told[-1]
+
+    p = trained_out_of_fold(tables, train)
+    assert len(seen) == 5 and sum(len(set(groups) - own) for own in seen) == len(set(groups))
+    assert p[y == 1].min() > 0.9 and p[y == 0].max() < 0.1  # one scale, though the models' scores had five
+    with pytest.raises(ProdsimError, match="three"):
+        trained_out_of_fold(tables, train, folds=2)
 
 
 def test_rows_of_a_record_stay_in_one_fold(little):
