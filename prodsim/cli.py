@@ -116,7 +116,7 @@ def _audit(
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(help="recipe that is trained fold by fold to doubt labels: fast, bi, …; default: trees, in seconds"),
+        typer.Option(help="recipe trained fold by fold to doubt labels: fast, bi, …; default: trees, in seconds"),
     ] = None,
     work: Annotated[
         Path | None, typer.Option(help="folder for the models of --labels: an interrupted audit goes on there")
@@ -851,6 +851,9 @@ def _faults(
     out: Annotated[Path, typer.Option(help="folder for NAME.json, scores and flags")],
     seeds: Annotated[str, typer.Option(help="of faults and folds, by commas")] = "0,1,2",
     worth: Annotated[bool, typer.Option("--worth", help="inject nothing: measure what repair is worth here")] = False,
+    draws: Annotated[
+        int, typer.Option(min=0, help="turn one label in ten so many times, ask what the audit names; no test split")
+    ] = 0,
     model: Annotated[str, typer.Option(help="frozen encoder beside the comparison vectors")] = "none",
     condition: Annotated[
         list[str] | None, typer.Option(help="one of the laboratory's conditions, 'noise 10%' say; repeat; default: all")
@@ -873,6 +876,19 @@ def _faults(
     chosen = {name: laboratory.CONDITIONS.get(name) for name in condition or laboratory.CONDITIONS}
     if unknown := [name for name, faults in chosen.items() if faults is None]:
         raise ProdsimError(f"--condition {unknown[0]!r}: there is {'; '.join(laboratory.CONDITIONS)}")
+    if draws:
+        if worth or condition or seeds != "0,1,2" or model != "none" or "{seed}" in data:
+            raise ProdsimError("--draws: draws of its own, on the pairs of one name; it goes with DATA and --out alone")
+        pairs = load_pairs(data)
+        table = laboratory.turn_again(pairs, draws=range(100, 100 + draws))
+        command = f"prodsim faults '{data}' --draws {draws} --out {out}"
+        told = laboratory.draws_table([laboratory.store_draws(out, data, pairs, table, command)])
+        if as_json:
+            _print_json({"name": f"{data}.draws", "tables": [told.to_dict("records")]})
+        else:
+            names = ["passes", "draws", "recall", "precision", "precision_at_wanted"]
+            _print_table(told[names].to_dict("records"), names)
+        return
     why = "worth of repair" if worth else "fault laboratory: F1 lost and given back"
     runs = {}
     for seed in numbers:

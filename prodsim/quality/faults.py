@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FAULTS', 'TRUTH', 'CONDITIONS', 'break_encoding', 'leave_html', 'type_again', 'inject', 'remember', 'features_of',
-           'fit_and_score', 'audit_faults', 'flags_of', 'run_laboratory', 'run_worth', 'results_of', 'store_laboratory',
-           'recompute_faults', 'fault_differences', 'fault_table', 'found_table', 'worth_table']
+           'fit_and_score', 'audit_faults', 'flags_of', 'run_laboratory', 'turn_again', 'draw_numbers', 'store_draws',
+           'draws_table', 'run_worth', 'results_of', 'store_laboratory', 'recompute_faults', 'fault_differences',
+           'fault_table', 'found_table', 'worth_table']
 
 # %% ../../nbs/quality/50_faults.ipynb #65be3b43
 import json
@@ -31,7 +32,15 @@ from prodsim.core import (
 from ..data import attributes, data_hash, record_ids, repeated_pairs, seen_status
 from ..evaluation import best_threshold, lexical_scores, pair_metrics, paired_test, report
 from .duplicates import duplicate_groups, pair_keys
-from .labels import balance_findings, fold_groups, label_suspects, out_of_fold, pair_features
+from prodsim.quality.labels import (
+    balance_findings,
+    fold_groups,
+    label_suspects,
+    out_of_fold,
+    pair_features,
+    turned_probability,
+    DOUBT,
+)
 from .reading import open_for_audit, record_table
 from .repair import clean, deduplicate, rebalance, repair_labels
 from .split import split_pairs
@@ -466,6 +475,81 @@ def run_laboratory(
             add(f"{condition} | and drop doubtful labels", x, *_relabelled(mended, found, "drop", keep))
     return {"scores": pd.DataFrame(scores), "thresholds": thresholds, "flags": flags}
 
+# %% ../../nbs/quality/50_faults.ipynb #923808f2
+def turn_again(
+    pairs: DatasetDict,  # with train and valid
+    share: float = 0.1,  # of their labels, turned at random
+    draws: Iterable[int] = range(100, 130),  # seeds of what is turned, and of the folds
+    passes: Sequence[int] = (1, 2),  # of `out_of_fold`
+) -> pd.DataFrame:  # passes, draw, injected, named, hits: rows by falling suspicion, "1" for a turned label
+    "What the audit's label check names, draw by draw. Raises ProdsimError if train or valid is missing."
+    if lacking := [s for s in ("train", "valid") if s not in pairs]:
+        raise ProdsimError(f"labels of train and valid are turned; {lacking[0]} is missing")
+    own = DatasetDict({s: pairs[s] for s in ("train", "valid")})
+    x, tables = np.concatenate(list(features_of(own).values())), open_for_audit(own)[1]
+    groups = fold_groups(pd.concat(tables.values(), ignore_index=True))
+    before = np.concatenate([tables[s]["label"].to_numpy(int) for s in tables])
+    rows = []
+    for draw in draws:
+        spoilt = {s: table.copy() for s, table in tables.items()}
+        _turn_labels(spoilt, "noise", share, np.random.default_rng([draw, list(FAULTS).index("noise")]), [])
+        y = np.concatenate([spoilt[s]["label"].to_numpy(int) for s in tables])
+        for number in passes:
+            p = out_of_fold(x, y, groups, seed=draw, passes=number)
+            turned = turned_probability(y, p)
+            order = np.lexsort((np.where(y == 1, p, 1 - p), -turned))
+            hits = "".join(map(str, (y != before)[order].astype(int)))
+            line = {"passes": number, "draw": draw, "injected": hits.count("1"), "named": int((turned >= DOUBT).sum())}
+            rows.append({**line, "hits": hits})
+    return pd.DataFrame(rows)
+
+
+def draw_numbers(
+    table: pd.DataFrame,  # of `turn_again`, one number of passes
+    wanted: float = 0.8,  # share of the turned labels to be named
+) -> dict:  # draws; recall, precision, precision_at_wanted, each with low and high
+    """Means over draws, and their 95 % intervals from drawing draws with replacement.
+
+    `precision_at_wanted` is the precision where just the wanted share is named, whatever `DOUBT` says."""
+    hits = [np.array(list(map(int, text))) for text in table["hits"]]
+    found = np.array([own[:n].sum() for own, n in zip(hits, table["named"], strict=True)])
+    recall, precision = found / table["injected"].to_numpy(), found / np.maximum(1, table["named"].to_numpy())
+    depth = [int(np.searchsorted(np.cumsum(own), np.ceil(wanted * own.sum() - 1e-9)) + 1) for own in hits]
+    at = np.array([own[:n].mean() for own, n in zip(hits, depth, strict=True)])
+    out: dict = {"draws": len(table)}
+    pick = np.random.default_rng(0).integers(len(table), size=(1000, len(table)))
+    for name, values in (("recall", recall), ("precision", precision), ("precision_at_wanted", at)):
+        low, high = np.quantile(values[pick].mean(axis=1), (0.025, 0.975))
+        out |= {name: float(values.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}
+    return out
+
+
+def store_draws(
+    folder: str | Path,  # written to: NAME.draws.json and its table
+    data: str,  # name of the data
+    pairs: DatasetDict,  # with train and valid
+    table: pd.DataFrame,  # of `turn_again`
+    command: str,  # that made it
+) -> dict:  # what was written
+    "Keep every draw, so that recall, precision and their curve can be computed again."
+    name = re.sub(r"[^\w.-]+", "-", data).strip("-") + ".draws"
+    hashes = {s: v for s, v in data_hash(pairs).items() if s != "test"}
+    seeds = {"all": {"data_hash": hashes, "draws": f"{name}.csv.gz"}}
+    write_table(Path(folder) / seeds["all"]["draws"], table)
+    result = {"name": name, "data": data, "kind": "draws", "command": command, "seeds": seeds}
+    seeds["all"]["metrics"] = recompute_faults({**result, "folder": str(folder)}, "all")
+    result |= provenance()
+    write_json(Path(folder) / f"{name}.json", result)
+    return {**result, "folder": str(folder)}
+
+
+def draws_table(
+    results: Sequence[dict],  # of `results_of`
+) -> pd.DataFrame:  # data, passes, and what `draw_numbers` says
+    "How well turned labels are named, over many draws."
+    found = {r["data"]: r["seeds"]["all"]["metrics"]["by_passes"] for r in results if r["kind"] == "draws"}
+    return pd.DataFrame([{"data": data, **line} for data, lines in found.items() for line in lines])
+
 # %% ../../nbs/quality/50_faults.ipynb #a805a259
 def run_worth(
     pairs: DatasetDict,  # train, valid and test as published
@@ -552,14 +636,17 @@ def store_laboratory(
 
 def _stored_table(result: dict, seed: str, kind: str) -> pd.DataFrame:
     path = Path(result["folder"]) / result["seeds"][seed][kind]
-    return stored_table(result, path, dtype={"codes": str})
+    return stored_table(result, path, dtype={"codes": str, "hits": str})
 
 
 def recompute_faults(
     result: dict,  # one of `results_of`
     seed: str,  # one of its seeds
-) -> dict:  # f1: system → F1; found: "condition: fault" → injected, named, hits, precision, recall
+) -> dict:  # f1: system → F1; found: "condition: fault" → injected, named, hits, precision, recall; or of draws
     "The numbers of one seed, from the stored scores, truth and flags alone."
+    if result["kind"] == "draws":
+        table = _stored_table(result, seed, "draws")
+        return {"by_passes": [{"passes": int(n), **draw_numbers(own)} for n, own in table.groupby("passes")]}
     thresholds, table = result["seeds"][seed]["thresholds"], _stored_table(result, seed, "scores")
     if result["kind"] == "worth":
         out = {}

@@ -104,15 +104,23 @@ def out_of_fold(
     groups: np.ndarray | None = None,  # (rows,) rows of one group stay in one fold, see `fold_groups`; None: any
     folds: int = 5,
     seed: int = 0,
+    passes: int = 1,  # 2: fitted again, on what the first pass makes probable of each label
 ) -> np.ndarray:  # (rows,) probability of a match, each from a model that did not see the row
     """Probabilities of boosted trees, fitted on the other folds. Fewer groups than ten a fold are left apart.
 
-    Raises ProdsimError if a class has fewer rows than there are folds."""
+    A further pass learns from soft labels: a label that was turned with probability `turned_probability` counts as the
+    other one by that much (bootstrapping, Reed et al. 2015). Raises ProdsimError if a class has fewer rows than there
+    are folds."""
     y = np.asarray(labels)
-    out = np.zeros(len(y))
-    for fit, score in _folds(y, groups, folds, seed):
-        table = lightgbm.Dataset(features[fit], y[fit])
-        out[score] = lightgbm.train({**LABEL_TREES, "seed": seed}, table, LABEL_ROUNDS).predict(features[score])
+    out, ways = np.zeros(len(y)), _folds(y, groups, folds, seed)
+    learned, trees = y, {**LABEL_TREES, "seed": seed}
+    for number in range(passes):
+        if number:
+            turned = turned_probability(y, out)
+            learned, trees = np.where(y == 1, 1 - turned, turned), {**trees, "objective": "cross_entropy"}
+        for fit, score in ways:
+            table = lightgbm.Dataset(features[fit], learned[fit])
+            out[score] = lightgbm.train(trees, table, LABEL_ROUNDS).predict(features[score])
     return out
 
 
@@ -143,7 +151,7 @@ def trained_out_of_fold(
         raise ProdsimError(f"{folds} folds: one is judged, one validates, so there must be three at least")
     whole = pd.concat(tables.values(), ignore_index=True)
     y = whole["label"].to_numpy(int)
-    columns = ["left_id", "right_id", *(c for c in whole if c.startswith(("left_", "right_")) and not c.endswith("_id"))]
+    columns = [c for c in whole if c.startswith(("left_", "right_"))]
     parts = [held for _, held in _folds(y, fold_groups(whole), folds, seed)]
     pairs = whole[[*columns, "label"]].astype(object).where(whole[[*columns, "label"]].notna(), None)
     out = np.zeros(len(y))
@@ -214,7 +222,7 @@ def suspect_findings(
     kinds: dict[str, str],  # see `column_kinds`
     embed: Callable[[list[str]], np.ndarray] | None = None,  # see `pair_features`
     probabilities: pd.DataFrame | None = None,  # left_id, right_id, probability, of a model of your own
-    label_model: bool | Callable[[dict], np.ndarray] = True,  # tables → (rows,) probabilities; False: no label is doubted
+    label_model: bool | Callable[[dict], np.ndarray] = True,  # tables → (rows,) probabilities; False: no label model
     seed: int = 0,  # of the folds
 ) -> tuple[list[dict], dict, float | None]:  # findings; suspects with ids, rows and examples; F1 of the probabilities
     """Labels that out-of-fold probabilities contradict.

@@ -382,7 +382,7 @@ def test_package_has_a_queue_and_results(monkeypatch):
         used |= {
             f"faults/{r[k]}"
             for r in json.loads(path.read_text())["seeds"].values()
-            for k in ("scores", "flags")
+            for k in ("scores", "flags", "draws")
             if k in r
         }
     for path in RESULTS.glob("*/*.json"):  # of the commands that keep their results in a folder of their own

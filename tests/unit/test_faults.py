@@ -3,6 +3,7 @@
 import gzip
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from prodsim.core import ProdsimError
@@ -11,6 +12,8 @@ from prodsim.quality.duplicates import comparison_words
 from prodsim.quality.faults import (
     FAULTS,
     break_encoding,
+    draw_numbers,
+    draws_table,
     fault_differences,
     fault_table,
     found_table,
@@ -18,7 +21,9 @@ from prodsim.quality.faults import (
     results_of,
     run_laboratory,
     run_worth,
+    store_draws,
     store_laboratory,
+    turn_again,
     type_again,
     worth_table,
 )
@@ -114,8 +119,27 @@ def test_worth_measures_the_whole_test_split(tmp_path):
     )
 
 
+def test_draws_are_counted_as_by_hand_and_computed_again_from_what_is_stored(tmp_path):
+    table = pd.DataFrame({"passes": 1, "draw": [1, 2], "injected": 5, "named": [4, 2], "hits": ["1110110", "1101011"]})
+    numbers = draw_numbers(table)
+    assert numbers["draws"] == 2 and numbers["recall"] == pytest.approx((3 / 5 + 2 / 5) / 2)
+    assert numbers["precision"] == pytest.approx((3 / 4 + 1) / 2)
+    assert numbers["precision_at_wanted"] == pytest.approx((4 / 5 + 4 / 6) / 2)  # four of five are named by then
+    assert numbers["recall_low"] <= numbers["recall"] <= numbers["recall_high"]
+    table = turn_again(PAIRS, draws=(7, 8))
+    assert table["passes"].tolist() == [1, 2, 1, 2] and set(table["injected"]) == {table["hits"][0].count("1")}
+    assert table["hits"][0] != table["hits"][2] and len(set(map(len, table["hits"]))) == 1
+    truth = inject(PAIRS, {"noise": 0.1}, 7)[1]
+    assert len(truth) == table["injected"][0], "the laboratory's own noise"
+    result = store_draws(tmp_path, "toy:a", PAIRS, table, "a test")
+    assert fault_differences(result) == [] and draws_table([result])["passes"].tolist() == [1, 2]
+    assert fault_table([result]).empty and worth_table([result]).empty
+    table.assign(named=1).to_csv(tmp_path / result["seeds"]["all"]["draws"], index=False)
+    assert fault_differences(result)
+
+
 def test_every_stored_number_follows_from_its_scores():
     results = results_of()
-    assert {"faults", "worth"} >= {r["kind"] for r in results} and results
+    assert {"faults", "worth", "draws"} >= {r["kind"] for r in results} and results
     for result in results:
         assert fault_differences(result) == [] and result["revision"]["clean"], result["name"]
