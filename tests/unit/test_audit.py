@@ -204,6 +204,35 @@ def test_nothing_to_read_is_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+BAD = {  # what stands in a folder: file → bytes
+    "an empty folder": {},
+    "a folder of other things": {"notes.md": b"hello"},
+    "an empty file": {"pairs.csv": b""},
+    "a header alone": {"pairs.csv": b"left_title,right_title,label\n"},
+    "no label": {"pairs.csv": b"left_title,right_title\nred lamp,red lamp\n"},
+    "labels that are none": {"pairs.csv": b"left_title,right_title,label\nred lamp,lamp red,maybe\n"},
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_where_no_pair_can_be_read_there_is_one_line(tmp_path, capsys, what):
+    for name, content in BAD[what].items():
+        (tmp_path / name).write_bytes(content)
+    data = tmp_path / "pairs.csv" if "pairs.csv" in BAD[what] else tmp_path
+    assert main(["audit", str(data), "--model", "none", "--html", str(tmp_path / "page.html")]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.count("\n") == 1 and str(tmp_path) in err
+    assert {p.name for p in tmp_path.iterdir()} == set(BAD[what])  # no page of nothing
+
+
+def test_a_binary_file_is_said_to_be_one(tmp_path, capsys):
+    (tmp_path / "offers.csv").write_bytes(b"id,title\n" + bytes(range(256)) * 20)
+    code = main(["audit", str(tmp_path / "offers.csv"), "--model", "none", "--json"])
+    out, err = capsys.readouterr()
+    assert code in (0, 2) and (code == 0 or err.count("\n") == 1)
+    assert code == 2 or names(json.loads(out)["findings"])["broken_file"]["level"] == "error"
+
+
 def test_one_id_for_two_offers(tmp_path):
     (tmp_path / "offers.csv").write_text("id,title\n1,red lamp\n1,blue desk\n2,green chair\n")
     found = names(audit_data(tmp_path / "offers.csv")["findings"])
