@@ -179,11 +179,11 @@ def _fold_trainer(recipe: str, work: Path, model: str, log):
     from functools import partial
 
     from prodsim.quality.labels import trained_out_of_fold
-    from prodsim.recipes import recipe_names, train_recipe
+    from prodsim.recipes import recipe_names, train_recipe, trainers
 
     if recipe not in recipe_names():
         raise ProdsimError(f"--labels {recipe}: choose one of {', '.join(recipe_names())}")
-    changes = {} if model in ("default", "none") or recipe == "comparisons" else {"model": model}
+    changes = {} if model in ("default", "none") or recipe in trainers() else {"model": model}  # those have no encoder
     options = {"resume": True, "log_to": (), "progress": False}
 
     def train(pairs, fold: int):
