@@ -8,6 +8,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from little_shop import little_pairs
 
+from prodsim import recipes
 from prodsim.cli import main
 from prodsim.core import ProdsimError
 from prodsim.data import load_pairs, save_pairs
@@ -254,7 +255,10 @@ def test_command_prints_json_and_writes_the_page(file, tmp_path, capsys):
     assert json.loads(out)["splits"]["test"]["rows"] == 150 and page.read_text().startswith("<!doctype html>")
 
 
-def test_labels_are_doubted_by_a_recipe_that_is_trained_fold_by_fold(tmp_path, capsys):
+def test_labels_are_doubted_by_a_recipe_that_is_trained_fold_by_fold(tmp_path, capsys, monkeypatch):
+    trained = recipes.train_recipe
+    quick = {"changes": {"rounds": 20, "vocabulary": "known"}}  # the recipe in a second
+    monkeypatch.setattr(recipes, "train_recipe", lambda *given, **options: trained(*given, **options | quick))
     pairs = little_pairs(seed=2, train=40, valid=20, test=20)
     save_pairs(pairs, tmp_path / "pairs")
     command = ["audit", str(tmp_path / "pairs"), "--json", "--model", "none", "--labels", "comparisons"]
