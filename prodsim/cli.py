@@ -1025,7 +1025,7 @@ def _search_index(
     page: Page = 1,
     condition: Conditions = None,
     sort: Sorting = "relevance",
-    rerank: Annotated[bool, typer.Option(help="by the folder's ranker, if it has one")] = True,
+    rerank: Annotated[bool, typer.Option(help="by the folder's ranker and second reader, if it has them")] = True,
     model: Annotated[str | None, typer.Option(help="the encoder, if it has moved")] = None,
     as_json: Json = False,
 ) -> None:
@@ -1043,35 +1043,52 @@ def _learn_search(
     folder: Folder,
     judgments: Annotated[Path, typer.Argument(help=".csv with query, id and grade (0 to 3)")],
     unjudged: Annotated[float, typer.Option(min=0, max=1, help="weight of products nobody judged, taken as 0")] = 0.1,
+    rerank: Annotated[str, typer.Option(help="trees; late or cross: who reads the first results again")] = "trees",
     as_json: Json = False,
 ) -> None:
     "Train the ranker of an index from graded results; it and its floor are kept in the folder."
     from prodsim.search import learn_search
 
-    report = learn_search(folder, judgments, unjudged)
+    report = learn_search(folder, judgments, unjudged, rerank)
     if as_json:
         _print_json(report)
     else:
         print(f"{folder}: ranker of {report['queries']} queries and {report['judgments']} judgments")
+        if "weight" in report:
+            kept = f"kept, weight {report['weight']}" if report["weight"] else "not kept: it helps no query held back"
+            print(f"second reader ({rerank}) {kept}")
 
 
 @app.command("bench-search")
 def _bench_search(
     chinese: Annotated[bool, typer.Option("--chinese", help="the Chinese queries, by characters")] = False,
+    cross: Annotated[bool, typer.Option("--cross", help="a cross-encoder that reads the first results again")] = False,
+    floor: Annotated[bool, typer.Option("--floor", help="what is refused by a floor without judgments")] = False,
+    model: Annotated[str | None, typer.Option(help="a Chinese encoder for a row by meaning, with --chinese")] = None,
     as_json: Json = False,
 ) -> None:
     "Measure every step of search on judged queries, cross-validated by query; stored among the results."
-    from prodsim.search import run_search, run_search_chinese
+    from prodsim.search import run_cross, run_floor, run_search, run_search_chinese
 
-    result = run_search_chinese() if chinese else run_search()
+    if model is not None and not chinese:
+        raise ProdsimError(f"--model {model}: only the Chinese rows take one, give --chinese")
+    if chinese + cross + floor > 1:
+        raise ProdsimError("--chinese, --cross and --floor are measurements of their own: give one")
+    if chinese:
+        result = run_search_chinese(model)
+    else:
+        result = run_cross() if cross else run_floor() if floor else run_search()
     if as_json:
         _print_json(result)
         return
     plain = [
         {"system": s, **{k: v for k, v in r.items() if isinstance(v, float)}} for s, r in result["systems"].items()
     ]
-    _print_table(plain, list(plain[0]))
+    columns = list(dict.fromkeys(c for row in plain for c in row))
+    _print_table([{c: row.get(c) for c in columns} for row in plain], columns)
     print(f"{result['data']}: {result['queries']} queries, {result['products']:,} products")
+    for row, need in result.get("needs_download", {}).items():
+        print(f"not computed: {row} needs {need}")
 
 
 @app.command("demo")
