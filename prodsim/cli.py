@@ -1273,7 +1273,7 @@ def _print_worth(result: dict) -> None:
 
 
 @app.command("words")
-def _words(
+def _tested_words(
     model: Model,
     data: Data,
     split: Annotated[str, typer.Option(help="whose pairs are read; a registered test: a line in the ledger")] = "valid",

@@ -136,7 +136,7 @@ def _halves(events: pd.DataFrame, cut: float, least: int, seed: int) -> tuple[Be
     return before, after
 
 
-def _frame(items: pd.DataFrame, sides: np.ndarray) -> pd.DataFrame:
+def _sides_frame(items: pd.DataFrame, sides: np.ndarray) -> pd.DataFrame:
     "Pairs of items (shape (pairs, 2), ids) with their titles and prices."
     told, frame = items.set_index("id"), {}
     for k, side in enumerate(("left", "right")):
@@ -170,7 +170,7 @@ def foretold(
     drawn = drawn[drawn[:, 0] != drawn[:, 1]]
     value = np.asarray(after.together[rows[drawn[:, 0]], rows[drawn[:, 1]]]).ravel()
     negative = drawn[value < 0.1][: 3 * wanted]
-    frame = _frame(items, np.array(ids, dtype=object)[np.concatenate([positive, negative])])
+    frame = _sides_frame(items, np.array(ids, dtype=object)[np.concatenate([positive, negative])])
     known = learn_known(DatasetDict(train=Dataset.from_pandas(frame)), behaviour=before)
     measured = measure_dimensions(frame, known, FORETELLING).round(4)
     return pd.concat([frame.assign(together=np.arange(len(frame)) < wanted), measured], axis=1)
@@ -217,7 +217,7 @@ def relation_sheet(
     pools["titles"] = np.column_stack([asked, likeness.argmax(axis=1)])
     drawn = rng.integers(len(ids), size=(2 * sizes[2], 2))
     pools["random"] = drawn[drawn[:, 0] != drawn[:, 1]][: sizes[2]]
-    sheet = pd.concat([_frame(items, ids[np.sort(p, axis=1)]).assign(source=s) for s, p in pools.items()])
+    sheet = pd.concat([_sides_frame(items, ids[np.sort(p, axis=1)]).assign(source=s) for s, p in pools.items()])
     sheet = sheet.drop_duplicates(["left_id", "right_id"]).sample(frac=1, random_state=seed)
     return sheet.reset_index(drop=True)
 
@@ -253,7 +253,7 @@ def judged_dimensions(
 ):  # the sheet, its dimensions, and of each relation the probability by a fusion that did not see the pair
     "Dimensions of the first part of a period beside what a reader calls the pairs; fusions are cross-fitted."
     before, _ = _halves(events, cut, least, seed)
-    frame = _frame(items, judged[["left_id", "right_id"]].to_numpy(object))
+    frame = _sides_frame(items, judged[["left_id", "right_id"]].to_numpy(object))
     known = learn_known(DatasetDict(train=Dataset.from_pandas(frame)), behaviour=before)
     measured, relation = measure_dimensions(frame, known, FORETELLING).round(4), judged["relation"].to_numpy()
     groups = {n: all_dimensions()[n].group for n in measured}
