@@ -42,10 +42,10 @@ run: $(STAMP)  ## fine-tune and evaluate on the embedded shop: executed chapter,
 	@"$(BIN)/python" tools/run_quickstart.py
 
 test: $(STAMP)  ## the whole suite at smoke parameters; real data if PRODSIM_DATA names it
-	@"$(BIN)/python" -m pytest -n $(WORKERS) --dist loadgroup --durations=10 $(PYTEST_ARGS)
+	@"$(BIN)/python" -m pytest -n $(WORKERS) --dist loadscope --durations=10 $(PYTEST_ARGS)
 
 test-full: $(STAMP)  ## also the slow tests, the chapters at the reader's defaults, and every mutation
-	@"$(BIN)/python" -m pytest -n $(WORKERS) --dist loadgroup --durations=10 --full $(PYTEST_ARGS)
+	@"$(BIN)/python" -m pytest -n $(WORKERS) --dist loadscope --durations=10 --full $(PYTEST_ARGS)
 
 lab: $(STAMP)  ## open the chapters in JupyterLab
 	@"$(BIN)/jupyter" lab --notebook-dir=nbs

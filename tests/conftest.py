@@ -32,6 +32,28 @@ def pytest_addoption(parser):
     group.addoption("--full", action="store_true", help="also run tests marked slow or full")
 
 
+def unit_of_work(nodeid):
+    "Which tests run one after the other in one worker: those of a file, that its fixtures are made once."
+    path, _, name = nodeid.partition("::")
+    if path.endswith("test_chapters.py"):
+        return nodeid
+    if path.endswith("test_install.py"):
+        return f"{path}::colab" if "installed" in name or "colab" in name else nodeid
+    return path
+
+
+def pytest_xdist_make_scheduler(config, log):
+    "xdist's own groups (`--dist loadgroup`) do nothing under pytest 9.2: each worker built every fixture again."
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return unit_of_work(nodeid)
+
+    config.option.loadscopereorder = False  # the order below
+    return Scheduler(config, log)
+
+
 def missing_data():
     "Why real data cannot be read, or an empty string."
     folder = os.environ.get("PRODSIM_DATA", "")

@@ -279,7 +279,6 @@ def openings(colab, wheel, request) -> tuple[dict[str, str], bool]:
 
 
 @pytest.mark.long(200)
-@pytest.mark.xdist_group("colab")
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_chapter_opens_in_colab(name, colab, openings):
     written, same_torch = openings
@@ -288,7 +287,6 @@ def test_chapter_opens_in_colab(name, colab, openings):
 
 
 @pytest.mark.long(199)
-@pytest.mark.xdist_group("colab")
 def test_installed_package_carries_its_data(colab_package):
     "Registry and stored results reach whoever installs the package, not only whoever has the tree."
     here = {p.relative_to(ROOT / "prodsim") for p in (ROOT / "prodsim").rglob("*") if p.is_file()}
@@ -298,7 +296,6 @@ def test_installed_package_carries_its_data(colab_package):
 
 
 @pytest.mark.long(198)
-@pytest.mark.xdist_group("colab")
 def test_command_line_is_installed(colab, colab_package):
     result = subprocess.run([colab / "venv/bin/prodsim", "--help"], capture_output=True, text=True, cwd=colab)
     assert result.returncode == 0, result.stderr
