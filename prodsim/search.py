@@ -859,7 +859,7 @@ def run_cross(
     result = {"name": "chorus-cross", "data": "chorus", "command": "prodsim bench-search --cross"}
     result |= {"queries": len(own), "products": len(records), "read": RERANKED, "folds": [d["fold"] for d in done]}
     result |= {"systems": summarise_cross(pd.read_csv(folder / file, dtype={"id": str})), "scores_file": file}
-    clocks = {s: _percentiles([c for d in done for c in d["clocks"][s]]) for s in done[0]["clocks"]}
+    clocks = {s: _latencies([c for d in done for c in d["clocks"][s]]) for s in done[0]["clocks"]}
     result |= {"latency": clocks, **provenance()}
     write_json(folder / "chorus-cross.json", result)
     return result
@@ -1264,11 +1264,11 @@ def search_latency(
             begun = time.perf_counter(), time.thread_time()
             search.search(query, rerank=rerank)
             clocks.append((time.perf_counter() - begun[0], time.thread_time() - begun[1]))
-        out["reranked" if rerank else "fused"] = _percentiles(clocks)
+        out["reranked" if rerank else "fused"] = _latencies(clocks)
     return out
 
 
-def _percentiles(clocks: list[tuple[float, float]]) -> dict:
+def _latencies(clocks: list[tuple[float, float]]) -> dict:
     "Milliseconds of clock and processor."
     taken = 1000 * np.array(clocks)
     return {f"{w}p{q}_ms": float(np.percentile(taken[:, i], q)) for i, w in enumerate(("", "cpu_")) for q in (50, 95)}
