@@ -21,7 +21,9 @@ sys.path.insert(0, str(ROOT / "tools"))
 import links  # noqa: E402
 
 BIN = Path(sys.executable).parent
-CHAPTERS = {path.relative_to(ROOT / "nbs").with_suffix("").as_posix(): path for path in links.chapters()}
+# A reference page opens with a chapter's cells (test_chapters.py), but has no parameters that a reader would run first.
+PAGES = [path for path in links.chapters() if path not in links.references()]
+CHAPTERS = {path.relative_to(ROOT / "nbs").with_suffix("").as_posix(): path for path in PAGES}
 
 
 # The README's commands

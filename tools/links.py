@@ -16,7 +16,7 @@ if "google.colab" in sys.modules:  # elsewhere prodsim is already installed
     source = os.environ.get("PRODSIM_SOURCE", "git+{git_url}")
     %pip install -q "prodsim[{extras}] @ {{source}}\""""
 EXTRAS = {  # of chapters that need more than the weights
-    **dict.fromkeys(("70_candidates", "71_index", "72_search", "73_demo", "74_clicks"), "offline,search"),
+    **dict.fromkeys(("70_candidates", "71_index", "72_search", "73_demo", "74_clicks", "91_cli"), "offline,search"),
     "76_engine": "offline,search,engine,ray",
     "similarity/40_explanation": "offline,explain",
 }
@@ -41,6 +41,15 @@ def chapters(root: Path = ROOT) -> list[Path]:
     listed = re.findall(r"nbs/\S+\.ipynb", book.read_text(encoding="utf-8")) if book.exists() else []
     place = {name: i for i, name in enumerate(listed)}
     return sorted(own, key=lambda p: place.get(p.relative_to(root).as_posix(), len(place)))
+
+
+def references(root: Path = ROOT) -> list[Path]:
+    "The pages in the part Reference of _quarto.yml: one looks things up there; they claim and measure nothing."
+    import yaml
+
+    book = yaml.safe_load((root / "_quarto.yml").read_text(encoding="utf-8"))["book"]
+    parts = [entry for entry in book["chapters"] if isinstance(entry, dict) and entry["part"] == "Reference"]
+    return [root / name for part in parts for name in part["chapters"]]
 
 
 def badge(path: str, config: dict[str, str]) -> str:

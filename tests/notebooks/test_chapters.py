@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import importlib
 import io
 import json
 import math
@@ -17,7 +18,9 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+import typer
 import yaml
+from fastcore.docments import docments
 from nbdev.cli import nbdev_filter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +35,8 @@ NOISE = re.compile(r"\d+%\||\d+(?:\.\d+)?\s?(?:it|s|ex|batch|examples)/(?:s|it)\
 
 EXPECTED = tomllib.loads((ROOT / "tests/notebooks/chapters.toml").read_text(encoding="utf-8"))
 PATHS = {path.relative_to(ROOT / "nbs").with_suffix("").as_posix(): path for path in links.chapters()}
+REFERENCES = [name for name, path in PATHS.items() if path in links.references()]
+CHAPTERS = [name for name in PATHS if name not in REFERENCES]
 
 
 def read(name: str) -> dict:
@@ -75,10 +80,10 @@ def falls_short(metrics: dict, floors: dict[str, float]) -> dict[str, float]:
     return {path: value for path, value in values.items() if not value >= floors[path]}
 
 
-def parameters(**options):
-    "Parametrise over all chapters; `long` and `data` marks from chapters.toml."
+def parameters(names=CHAPTERS, **options):
+    "Parametrise over all chapters, or over other `names`; `long` and `data` marks from chapters.toml."
     cases = []
-    for name in PATHS:
+    for name in names:
         entry = EXPECTED.get(name, {})
         marks = [pytest.mark.long(entry.get("seconds", 30))] if options.get("runs") else []
         marks += [pytest.mark.data] if options.get("runs") and entry.get("needs") == "data" else []
@@ -103,7 +108,7 @@ def cleaned(tmp_path_factory) -> Path:
 
 
 def test_every_chapter_has_an_entry():
-    assert list(EXPECTED) == list(PATHS), "tests/notebooks/chapters.toml lists the chapters of nbs/, in reading order"
+    assert list(EXPECTED) == CHAPTERS, "tests/notebooks/chapters.toml lists the chapters of nbs/, in reading order"
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -152,7 +157,7 @@ def test_parameters_tag_survives_cleaning(name, cleaned):
         assert all(t in ([], ["parameters"]) for t in tags)
 
 
-@parameters()
+@parameters(PATHS)
 def test_notebook_is_clean(name, cleaned):
     assert PATHS[name].read_text(encoding="utf-8") == (cleaned / f"{name}.ipynb").read_text(encoding="utf-8"), (
         "run: make notebooks, or nbdev_clean"
@@ -175,7 +180,11 @@ def test_notebook_is_committed_with_its_outputs(name):
     assert claim["mutations"] == EXPECTED[name]["mutations"]
     kinds = {kind for output in outputs(notebook) for kind in output.get("data", {})}
     assert kinds & {"image/png", "image/svg+xml"}, "no figure"
-    noisy = []
+
+
+@parameters(PATHS)
+def test_committed_outputs_are_quiet(name):
+    notebook, noisy = read(name), []
     for output in outputs(notebook):
         assert output["output_type"] != "error", "an error output is committed"
         assert output.get("name") != "stderr", f"stderr is committed: {''.join(output['text'])[:200]}"
@@ -185,7 +194,7 @@ def test_notebook_is_committed_with_its_outputs(name):
     assert not noisy, "progress, warnings or this machine's paths in the outputs"
 
 
-@parameters()
+@parameters(PATHS)
 def test_opening(name):
     "Title, promise and badge first; the install cell before any other code."
     config = links.settings()
@@ -270,7 +279,7 @@ def test_book_filter_is_a_command():
     assert json.loads(done.stdout)["cells"]
 
 
-@parameters()
+@parameters(PATHS)
 def test_book_filter_reads_the_chapter(name, monkeypatch, capsys):
     "The same command, called in this process: a start of Python for each chapter took a minute of every run."
     monkeypatch.chdir(ROOT)
@@ -284,6 +293,82 @@ def test_book_filter_reads_the_chapter(name, monkeypatch, capsys):
     assert source(read(name)["cells"][0]).splitlines()[0] in shown, "the title is lost"
     assert "google.colab" not in shown, "the install cell belongs to Colab, not to the page"
     assert not re.search(r"^#\| (hide|export|default_exp)", shown, re.MULTILINE), "a directive is left on the page"
+
+
+# Reference pages: commands are looked up there. In place of a claim, a figure and mutations a page owes what follows.
+
+
+def module_of(name: str) -> str:
+    "What a page in a folder exports: cli/20_pairs is prodsim.cli.pairs."
+    folder, stem = name.split("/")
+    return f"{folder}.{stem.split('_', 1)[1]}"
+
+
+def exported_trees(notebook: dict) -> list[tuple[int, ast.Module]]:
+    "Cells that go into the module: where they stand, and what they say."
+    cells = enumerate(notebook["cells"])
+    return [(i, ast.parse(source(cell))) for i, cell in cells if source(cell).startswith("#| export")]
+
+
+def commands_of(module) -> dict:
+    "The commands of the module's room, by the words that call them."
+
+    def walk(group, before: str):
+        for name, command in group.commands.items():
+            yield f"{before}{name}", command
+            if hasattr(command, "commands"):
+                yield from walk(command, f"{before}{name} ")
+
+    return dict(walk(typer.main.get_command(module.room), "")) if hasattr(module, "room") else {}
+
+
+@parameters(REFERENCES)
+def test_reference_page_claims_and_computes_nothing(name):
+    "What measures or teaches a method is a chapter, whose claim can fail. A page is thin, and quick to import."
+    notebook = read(name)
+    assert source(code_cells(notebook)[0]) == f"#| default_exp {module_of(name)}", "one notebook, one module"
+    assert not [cell for cell in notebook["cells"] if cell["metadata"].get("tags")]
+    assert not [output for output in outputs(notebook) if CLAIM in output.get("data", {})]
+    light = {*sys.stdlib_module_names, "typer", "prodsim.core"}
+    for _, tree in exported_trees(notebook):
+        imported = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
+        imported += [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
+        own = f"prodsim.{name.split('/')[0]}."
+        assert not [m for m in imported if not (m in light or m.split(".")[0] in light or m.startswith(own))]
+
+
+@parameters(REFERENCES)
+def test_reference_page_explains_everything(name):
+    "Prose before each definition names its commands; every function has its sentence, every argument its meaning."
+    notebook, module = read(name), importlib.import_module(f"prodsim.{module_of(name)}")
+    functions = []
+    for i, tree in exported_trees(notebook):
+        defined = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+        functions += defined
+        before = notebook["cells"][i - 1]
+        assert before["cell_type"] == "markdown" or not defined, f"{defined[0].name} stands without a word before it"
+        for command in re.findall(r'@\w+\.command\("([\w-]+)"', source(notebook["cells"][i])):
+            assert re.search(rf"`(\w+ )?{command}`", source(before)), f"{command} is not named before it is defined"
+    assert not [node.name for node in functions if not ast.get_docstring(node)]
+    public = [node.name for node in functions if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    for function in public:
+        assert not [arg for arg, said in docments(getattr(module, function), returns=False).items() if not said]
+    commands = commands_of(module)
+    assert public or commands
+    assert not [(words, p.name) for words, c in commands.items() for p in c.params if not p.help]
+    prose = " ".join(source(cell) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    assert len(prose.split()) >= 200 and "**Next:**" in prose
+
+
+@pytest.mark.long(10)
+@parameters(REFERENCES)
+def test_reference_page_shows_what_holds_now(name, tmp_path):
+    "Run here, it prints what is committed, and that lists every command with its options."
+    notebook, _ = run(name, tmp_path)
+    printed, committed = ("".join("".join(o.get("text", [])) for o in outputs(n)) for n in (notebook, read(name)))
+    assert printed and printed == committed, "run: make notebooks"
+    for words in commands_of(importlib.import_module(f"prodsim.{module_of(name)}")):
+        assert f"Usage: prodsim {words} " in printed
 
 
 # What a run shows

@@ -1,8 +1,10 @@
 """The command line: the whole way on a data set of one's own, and one line for every mistake."""
 
+import ast
 import ctypes
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +15,8 @@ import pytest
 from datasets import DatasetDict, concatenate_datasets
 from little_shop import listing, little_pairs
 
-from prodsim import __version__
-from prodsim.cli import main
+from prodsim import __version__, cli
+from prodsim.cli import ROOMS, main
 from prodsim.data import save_pairs
 from prodsim.encoders import load_model
 from prodsim.evaluation import pair_metrics
@@ -445,6 +447,31 @@ def test_help_imports_nothing_heavy():
     assert not heavy & set(modules.split())
     for word in ("datasets", "fetch", "train", "evaluate", "score", "embed", "--resume", "--max-minutes", "--kind"):
         assert any(word in line for line in shown), word
+
+
+def test_every_command_stands_in_one_room_and_under_its_name(prodsim):
+    named = {title: [c.name for c in (*r.registered_commands, *r.registered_groups)] for title, r in ROOMS.items()}
+    every = sum(named.values(), [])
+    assert len(every) == len(set(every)) and len(every) > 30
+    code, out, _ = prodsim("--help")
+    sections = re.split(r"^(\S.*):$", out[out.index("Options:") :], flags=re.MULTILINE)[1:]
+    shown = dict(
+        zip(sections[::2], (re.findall(r"^  (\S+)", text, re.MULTILINE) for text in sections[1::2]), strict=True)
+    )
+    assert code == 0 and shown.pop("Options") and shown == named
+
+
+def test_rooms_import_only_what_lies_below():
+    "base ← each room ← the front door; a room that needs another's helper moves it to base."
+    imported = {}
+    for path in Path(cli.__file__).parent.glob("*.py"):
+        nodes = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.ImportFrom)]
+        near = [alias.name if n.module is None else n.module for n in nodes if n.level == 1 for alias in n.names]
+        near += [n.module.removeprefix("prodsim.cli.") for n in nodes if (n.module or "").startswith("prodsim.cli")]
+        imported[path.stem] = set(near)
+    assert imported.pop("__init__") == {"base", *imported}
+    assert not imported.pop("base")
+    assert set(map(frozenset, imported.values())) == {frozenset({"base"})} and len(imported) == len(ROOMS)
 
 
 def test_no_arguments_show_help(prodsim):
