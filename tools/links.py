@@ -16,7 +16,8 @@ if "google.colab" in sys.modules:  # elsewhere prodsim is already installed
     source = os.environ.get("PRODSIM_SOURCE", "git+{git_url}")
     %pip install -q "prodsim[{extras}] @ {{source}}\""""
 EXTRAS = {  # of chapters that need more than the weights
-    **dict.fromkeys(("70_candidates", "71_index", "72_search", "73_demo", "74_clicks", "91_cli"), "offline,search"),
+    **dict.fromkeys(("70_candidates", "71_index", "72_retrieval", "73_search"), "offline,search"),
+    **dict.fromkeys(("74_clicks", "75_demo", "91_cli"), "offline,search"),
     "76_engine": "offline,search,engine,ray",
     "similarity/40_explanation": "offline,explain",
 }

@@ -295,20 +295,22 @@ def _bench_search(
     chinese: Annotated[bool, typer.Option("--chinese", help="the Chinese queries, by characters")] = False,
     cross: Annotated[bool, typer.Option("--cross", help="a cross-encoder that reads the first results again")] = False,
     floor: Annotated[bool, typer.Option("--floor", help="what is refused by a floor without judgments")] = False,
+    latency: Annotated[bool, typer.Option("--latency", help="what a query takes, in every way to answer")] = False,
     model: Annotated[str | None, typer.Option(help="a Chinese encoder for a row by meaning, with --chinese")] = None,
     as_json: Json = False,
 ) -> None:
     "Measure every step of search on judged queries, cross-validated by query; stored among the results."
-    from prodsim.search import run_cross, run_floor, run_search, run_search_chinese
+    from prodsim.search import run_cross, run_floor, run_latency, run_search, run_search_chinese
 
     if model is not None and not chinese:
         raise ProdsimError(f"--model {model}: only the Chinese rows take one, give --chinese")
-    if chinese + cross + floor > 1:
-        raise ProdsimError("--chinese, --cross and --floor are measurements of their own: give one")
+    if chinese + cross + floor + latency > 1:
+        raise ProdsimError("--chinese, --cross, --floor and --latency are measurements of their own: give one")
     if chinese:
         result = run_search_chinese(model)
     else:
-        result = run_cross() if cross else run_floor() if floor else run_search()
+        measure = run_cross if cross else run_floor if floor else run_latency if latency else run_search
+        result = measure()
     plain = [
         {"system": s, **{k: v for k, v in r.items() if isinstance(v, float)}} for s, r in result["systems"].items()
     ]
