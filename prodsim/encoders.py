@@ -658,9 +658,12 @@ def pair_weights(
         return None
     weights = np.array([np.nan if w is None else w for w in train["weight"]], dtype=np.float64)
     wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
-    if len(wrong) or not weights.any():
-        where = f"row {wrong[0]}: {train['weight'][int(wrong[0])]}" if len(wrong) else "all are 0"
-        raise ProdsimError(f"column weight of the training pairs, {where}; weights are at least 0 and not all 0")
+    heard = set(np.asarray(train["label"])[weights > 0])
+    if len(wrong) or len(heard) < 2:
+        where = f"row {wrong[0]}: {train['weight'][int(wrong[0])]}" if len(wrong) else "a class has none above 0"
+        raise ProdsimError(
+            f"column weight of the training pairs, {where}; weights are at least 0, some of each class more"
+        )
     return weights / weights.mean()
 
 

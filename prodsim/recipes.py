@@ -24,7 +24,7 @@ from scipy import optimize, special
 from sklearn.model_selection import StratifiedKFold
 
 from .comparisons import comparison_arguments
-from .core import ProdsimError, atomic_dir, machine, revision, write_json
+from .core import ProdsimError, atomic_dir, check_fields, machine, revision, write_json
 from .encoders import Scorer, check_run_folder, differing, finished_run, load_model, read_run, training_pairs
 from .evaluation import best_threshold, report
 
@@ -326,6 +326,7 @@ def train_recipe(
         known = [f.name for f in fields if f.kind is f.KEYWORD_ONLY and f.name not in _OF_ALL]
         own_refusal = any(f.kind is f.VAR_KEYWORD for f in fields)
         _refuse(recipe, {} if own_refusal else changes, known, max_minutes=max_minutes, start=start)
+        check_fields(changes, {f.name: f.default for f in fields})
         return trainer(data, out, **{k: v for k, v in options.items() if k in _OF_ALL}, **changes)
     from prodsim.training import train
 

@@ -106,6 +106,8 @@ def not_found(
     name: str,  # what a user typed
 ) -> ProdsimError:  # to be raised
     "The answer to a name that is neither registered nor a file: the nearest name there is."
+    if name.partition(":")[0] in {**loader_plugins(), **event_plugins()}:
+        return ProdsimError(f"{name}: is made by a program, so there is no file of it to fetch or to read as records")
     if Path(name).name != name or Path(name).suffix:
         return ProdsimError(f"{name}: no such file or folder")
     known = [*registered_files()["dataset"].unique(), *loader_plugins(), *event_plugins()]

@@ -37,7 +37,17 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import TrainerState
 
 from .contrastive import ContrastiveLoss, GroupBatches, match_groups, record_weights
-from .core import ProdsimError, colors, has_bf16, machine, replace_dir, revision, seed_everything, write_json
+from prodsim.core import (
+    ProdsimError,
+    check_fields,
+    colors,
+    has_bf16,
+    machine,
+    replace_dir,
+    revision,
+    seed_everything,
+    write_json,
+)
 from prodsim.encoders import (
     DEFAULT_MODEL,
     KINDS,
@@ -111,6 +121,7 @@ def make_recipe(
         raise ProdsimError(
             f"a recipe has no field {sorted(unknown)[0]!r}: choose from {', '.join(f.name for f in fields(Recipe))}"
         )
+    check_fields(changes, {f.name: f.default for f in fields(Recipe)})
     recipe = replace(recipe, **changes)
     positive = ("epochs", "batch_size", "learning_rate", "max_length", "patience", "positive_weight", "temperature")
     for name in positive:

@@ -169,18 +169,18 @@ def _evaluate(
 
     pairs = load_pairs(data)
     opened = open_model(model, pairs)
-    if split == "test" and is_registered(data):
-        note_look(data, model, "prodsim evaluate")
     metrics, _ = measure(opened, pairs, split, seed, resamples, show_progress())
+    if split == "test" and is_registered(data):  # after it: a model that cannot read the data has looked at nothing
+        note_look(data, model, "prodsim evaluate")
     metrics = {"model": model, "data": data, **metrics}
     rows = [{"records": "all", **metrics}, *({"records": k, **v} for k, v in metrics["by_seen"].items())]
     said = (
         f"threshold {metrics['threshold']:.4f} from {metrics['threshold_from']}; "
         f"{metrics['pairs_per_second']:.0f} pairs/s"
     )
-    if metrics["f1_interval"]:
-        (a, b), (c, d) = metrics["f1_interval"], metrics["average_precision_interval"]
-        said = f"95 % intervals: F1 {a:.3f}–{b:.3f}, average precision {c:.3f}–{d:.3f}\n{said}"
+    intervals = {"F1": metrics["f1_interval"], "average precision": metrics["average_precision_interval"]}
+    if known := [f"{name} {found[0]:.3f}–{found[1]:.3f}" for name, found in intervals.items() if found]:
+        said = f"95 % intervals: {', '.join(known)}\n{said}"
     columns = ["records", "n", "positives", "f1", "precision", "recall", "average_precision"]
     print_result(metrics, as_json, rows, columns, said)
 

@@ -108,6 +108,15 @@ def test_evaluate_in_words_and_on_another_split(prodsim, trained):
     assert shown["f1"] == load_model(trained / "bi").run["valid"]["f1"]
 
 
+def test_evaluate_in_words_where_a_metric_is_unknown(prodsim, trained, tmp_path):
+    for label, f1 in ((1, True), (0, False)):
+        one = PAIRS["test"].filter(lambda row, label=label: row["label"] == label)
+        save_pairs(DatasetDict({**PAIRS, "test": one}), tmp_path / str(label))
+        code, out, err = prodsim("evaluate", trained / "bi", tmp_path / str(label), "--resamples", 20)
+        assert (code, err) == (0, "") and "–" in out and ("95 % intervals: F1 0." in out) == f1
+        assert "average precision 0" not in out
+
+
 def test_train_prints_one_json_object(prodsim, trained, tiny_model, tmp_path):
     options = ("--kind", "bi", "--model", tiny_model, "--epochs", 1, "--batch-size", 48, "--out", tmp_path / "m")
     code, out, err = prodsim("train", trained / "data", *options, "--json", "--attribute", "title")
@@ -318,7 +327,7 @@ def test_bad_rows_are_refused_by_score(prodsim, trained, tmp_path, case):
     path = tmp_path / ("pairs.csv" if content else "nothing.csv")
     if content:
         path.write_text(content)
-    assert part in refused(prodsim, tmp_path, "score", trained / "bi", path, "--out", tmp_path / "s.csv")
+    assert part in refused(prodsim, tmp_path, "score", trained / "bi", path, "--out", tmp_path / "new" / "s.csv")
 
 
 def test_bad_models_and_outputs(prodsim, trained, tiny_model, tmp_path):
@@ -378,10 +387,6 @@ def test_unreadable_script_is_refused_and_can_be_allowed(prodsim, tiny_model, tm
     assert prodsim(*train, "--allow-unknown")[0] == 0
 
 
-def files(folder):
-    return {k: v for k, v in listing(folder).items() if v is not None}
-
-
 def test_no_network_and_wrong_hashes(prodsim, tmp_path, monkeypatch):
     import pooch
     import requests
@@ -397,11 +402,11 @@ def test_no_network_and_wrong_hashes(prodsim, tmp_path, monkeypatch):
     monkeypatch.setattr(pooch.HTTPDownloader, "__call__", unreachable)
     for command in (("fetch", "abt-buy"), ("evaluate", "model", "abt-buy")):
         code, out, err = prodsim(*command)
-        assert (code, out, err.count("\n")) == (2, "", 1) and not files(tmp_path)
+        assert (code, out, err.count("\n")) == (2, "", 1) and not listing(tmp_path)
         assert "https://" in err and str(tmp_path / "cache" / "abt-buy") in err, "says the URL and the folder"
     monkeypatch.setattr(pooch.HTTPDownloader, "__call__", junk)
     code, out, err = prodsim("fetch", "abt-buy")
-    assert (code, out, err.count("\n")) == (2, "", 1) and "sha256" in err and not files(tmp_path)
+    assert (code, out, err.count("\n")) == (2, "", 1) and "sha256" in err and not listing(tmp_path)
     (tmp_path / "cache" / "abt-buy").mkdir(parents=True, exist_ok=True)
     (tmp_path / "cache" / "abt-buy" / "test.txt").write_text("mine")
     monkeypatch.setattr(pooch.HTTPDownloader, "__call__", unreachable)
@@ -411,11 +416,13 @@ def test_no_network_and_wrong_hashes(prodsim, tmp_path, monkeypatch):
 
 
 @pytest.mark.data
-def test_look_at_a_registered_test_split_is_noted(prodsim, tiny_model, own_ledger):
+def test_look_at_a_registered_test_split_is_noted(prodsim, trained, tiny_model, own_ledger):
     assert (
         prodsim("evaluate", tiny_model, "wdc-computers:small", "--split", "valid", "--json", "--resamples", 1)[0] == 0
     )
     assert not own_ledger.exists()
+    assert prodsim("evaluate", trained / "bi", "wdc-computers:small")[0] == 2, "it reads another attribute"
+    assert not own_ledger.exists(), "nothing was looked at"
     assert prodsim("evaluate", tiny_model, "wdc-computers:small", "--json", "--resamples", 1)[0] == 0
     (line,) = map(json.loads, own_ledger.read_text().splitlines())
     assert line["data"] == "wdc-computers:small" and line["what"] == tiny_model and line["when"] and "commit" in line

@@ -348,7 +348,14 @@ def test_weights_are_read_from_files_and_noted(tmp_path):
         load_pairs(tmp_path)
 
 
-@pytest.mark.parametrize("weights, message", [([-1.0] * 96, "row 0: -1.0"), ([0.0] * 96, "all are 0")])
+NO_WEIGHTS = {
+    "row 0: -1.0": [-1.0] * 96,
+    "a class has none above 0": [0.0] * 96,
+    "a class has none": [1.0 - y for y in PAIRS["train"]["label"]],  # no match that counts
+}
+
+
+@pytest.mark.parametrize("message, weights", NO_WEIGHTS.items())
 def test_weights_that_are_none(weights, message):
     with pytest.raises(ProdsimError, match=message):
         training_pairs(weighed(weights))

@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict
 from one_line import message
 
 from prodsim import registry
-from prodsim.data import load_pairs
+from prodsim.data import load_pairs, load_records
 from prodsim.registry import catalog, fetch, is_registered
 
 HEAD = "left_title,right_title,label\n"
@@ -146,6 +146,8 @@ def test_plugged_in_data_sets(monkeypatch):
     )
     assert load_pairs("mine:hard") is pairs and load_pairs("mine") is pairs and calls == ["hard", None]
     assert "mine" in set(catalog()["name"]) and "did you mean mine?" in message(load_pairs, "mime")
+    for ask in (fetch, load_records):  # it has no files: "did you mean mine?" would be no help
+        assert "mine:hard: is made by a program" in message(ask, "mine:hard")
 
 
 WATCHED = {"abt-buy": True, "abt-buy:disjoint": True, "wdc-cameras:small": True, "shop": False, "my/abt-buy": False}

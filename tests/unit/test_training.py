@@ -508,6 +508,8 @@ REFUSED = {
     "no such recipe": (lambda p: {"recipe": "tri"}, "recipe 'tri' is unknown"),
     "no such field": (lambda p: {"epoch": 3}, "no field 'epoch'"),
     "no epochs": (lambda p: {"epochs": 0}, "epochs is 0"),
+    "half an epoch": (lambda p: {"epochs": 2.5}, "epochs is 2.5: it must be a whole number"),
+    "a text for a number": (lambda p: {"warmup": "much"}, "warmup is 'much': it must be a number"),
     "a rate that is no number": (lambda p: {"learning_rate": float("nan")}, "learning_rate is nan"),
     "dropout of everything": (lambda p: {"dropout": 1.0}, "dropout is 1.0"),
     "a metric that does not choose": (lambda p: {"metric": "recall"}, "choose f1 or average_precision"),
@@ -612,6 +614,22 @@ def test_history_figure_names_the_kept_checkpoint():
         drawn = {line.get_label(): list(line.get_xdata()) for axis in figure.axes for line in axis.lines}
         assert drawn["kept"] == [step, step] and drawn["f1"] == drawn["average precision"] == [2, 4], drawn
     assert plot_history([]).axes
+
+
+# --- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("base", [BI, CROSS, GROUPS], ids=["bi", "cross", "groups"])
+def test_a_gpu_trains_in_bf16_what_a_cpu_reads(fit, tmp_path, base):
+    model = fit(base=base, precision="auto", device="cuda")
+    expected = "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp32"
+    assert model.encoder.device.type == "cuda" and model.run["arguments"]["precision"] == expected
+    labels = np.asarray(PAIRS["valid"]["label"])
+    assert model.run["valid"]["average_precision"] > labels.mean() + 0.1, "it learned nothing"
+    there = load_model(tmp_path / "run", device="cpu", precision="fp32").score(PAIRS["test"])
+    np.testing.assert_allclose(there, model.score(PAIRS["test"]), atol=0.03)
 
 
 # --- two processes
