@@ -348,49 +348,54 @@ def write_titles(
 
 
 def audit_cost(
-    titles: int,  # offers of the simulated shop
+    data: int | str,  # so many offers of the simulated shop, or a name: pricerunner
     seed: int = 3,  # of the shop
-) -> dict:  # titles; seconds; cpu_seconds; peak_gib: memory of the process; near: near-duplicates found
-    """What `prodsim audit` of that many titles takes, measured on the command itself in a process of its own.
+) -> dict:  # data; titles; seconds; cpu_seconds; peak_gib: memory of the process; near: near-duplicates found
+    """What `prodsim audit` takes, measured on the command itself in a process of its own.
 
     Raises ProdsimError if the command fails, and on systems that do not count a process's memory (Windows)."""
     if not hasattr(os, "wait4"):
         raise ProdsimError("audit-cost: this system does not say how much memory a process took; use Linux or macOS")
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder) / "titles.csv", Path(folder) / "report.json"
-        make = f"from prodsim.quality.audit import write_titles; write_titles({titles}, {str(path)!r}, {seed})"
-        subprocess.run([sys.executable, "-c", make], check=True)
+        if isinstance(data, int):
+            make = f"from prodsim.quality.audit import write_titles; write_titles({data}, {str(path)!r}, {seed})"
+            subprocess.run([sys.executable, "-c", make], check=True)
         started = time.perf_counter()
         with open(out, "wb") as f:
-            command = [sys.executable, "-m", "prodsim", "audit", str(path), "--model", "none", "--json"]
+            audited = str(path) if isinstance(data, int) else data
+            command = [sys.executable, "-m", "prodsim", "audit", audited, "--model", "none", "--json"]
             process = subprocess.Popen(command, stdout=f)
             _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.perf_counter() - started
         if process.returncode:
-            raise ProdsimError(f"audit of {titles:,} titles: the command ended with {process.returncode}")
-        near = json.loads(out.read_text(encoding="utf-8"))["duplicates"]["near"]
+            raise ProdsimError(f"audit of {data}: the command ended with {process.returncode}")
+        report = json.loads(out.read_text(encoding="utf-8"))
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
-    cost = {"titles": titles, "seconds": seconds, "cpu_seconds": usage.ru_utime + usage.ru_stime}
-    return {**cost, "peak_gib": usage.ru_maxrss * unit / 2**30, "near": near}
+    cost = {"data": data if isinstance(data, str) else "shop", "titles": report["rows"], "seconds": seconds}
+    cost["cpu_seconds"] = usage.ru_utime + usage.ru_stime
+    return {**cost, "peak_gib": usage.ru_maxrss * unit / 2**30, "near": report["duplicates"]["near"]}
 
 
 def store_cost(
-    sizes: Iterable[int],  # titles, one measurement each
+    wanted: Iterable[int | str],  # see `audit_cost`, one measurement each
     path: str | Path,  # .json, written again after each
     command: str,  # that measures
     log: Callable[[dict], None] = lambda row: None,  # told of each
 ) -> dict:  # command, revision, machine, rows of `audit_cost`
     "Measure and keep; what was measured before an interruption is there."
     result = {"command": command, "revision": revision(), "machine": machine(), "rows": []}
-    for titles in sizes:
-        result["rows"].append(audit_cost(titles))
+    for data in wanted:
+        result["rows"].append(audit_cost(data))
         log(result["rows"][-1])
         write_json(path, result)
     return result
 
 
-def read_cost() -> dict | None:  # as `store_cost` left it; None where nothing is stored
+def read_cost(
+    name: str = "audit_cost",  # or audit_cost.pricerunner
+) -> dict | None:  # as `store_cost` left it; None where nothing is stored
     "The stored cost of the audit."
-    path = results_folder() / "audit_cost.json"
+    path = results_folder() / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -12,7 +12,7 @@ from prodsim import recipes
 from prodsim.cli import main
 from prodsim.core import ProdsimError
 from prodsim.data import load_pairs, save_pairs
-from prodsim.quality.audit import audit_data, html_report
+from prodsim.quality.audit import audit_data, html_report, read_cost
 from prodsim.quality.labels import rater_agreement
 from prodsim.quality.reading import LEVELS
 from prodsim.shop import simulate
@@ -261,6 +261,14 @@ def test_one_id_for_two_offers(tmp_path):
     (tmp_path / "offers.csv").write_text("id,title\n1,red lamp\n1,blue desk\n2,green chair\n")
     found = names(audit_data(tmp_path / "offers.csv")["findings"])
     assert found["id_twice"]["count"] == 1 and found["id_twice"]["level"] == "error"
+
+
+def test_stored_costs_keep_their_bounds():
+    "A million titles: twenty minutes and 6 GB on two cores; the 35,311 offers of PriceRunner: two minutes."
+    million = read_cost()["rows"][-1]
+    assert million["titles"] == 10**6 and million["seconds"] < 20 * 60 and million["peak_gib"] * 2**30 < 6e9
+    (offers,) = read_cost("audit_cost.pricerunner")["rows"]
+    assert offers["titles"] == 35_311 and offers["cpu_seconds"] < 2 * 60
 
 
 @pytest.fixture(scope="module")
