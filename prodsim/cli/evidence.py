@@ -278,6 +278,7 @@ def _bench_index(
 def _audit_cost(
     out: Annotated[Path, typer.Option(help=".json for the measurements, the machine and the revision")],
     sizes: Annotated[str, typer.Option(help="titles of the simulated shop, by commas")] = "10000,100000,1000000",
+    data: Annotated[str | None, typer.Option(help="instead: a catalogue by name, pricerunner say")] = None,
 ) -> None:
     "Measure how long an audit takes and how much memory, as the number of titles grows."
     from prodsim.quality.audit import store_cost
@@ -285,9 +286,9 @@ def _audit_cost(
     numbers = [int(size) if size.strip().isdigit() else 0 for size in sizes.split(",")]
     if 0 in numbers or out.suffix != ".json":
         raise ProdsimError(f"audit-cost --sizes {sizes} --out {out}: whole numbers with commas between, and a .json")
-    command = f"prodsim audit-cost --sizes {sizes} --out {out}"
+    command = f"prodsim audit-cost {f'--data {data}' if data else f'--sizes {sizes}'} --out {out}"
     said = "{titles:,} titles: {seconds:.0f} s, {cpu_seconds:.0f} s of one core, {peak_gib:.2f} GiB"
-    store_cost(numbers, out, command, lambda row: print(said.format(**row), flush=True))
+    store_cost([data] if data else numbers, out, command, lambda row: print(said.format(**row), flush=True))
 
 # %% ../../nbs/cli/50_evidence.ipynb #19bc9e2f
 @room.command("bench-search")
