@@ -197,7 +197,9 @@ def _demo(
 @room.command("dedupe")
 def _dedupe(
     catalogue: Annotated[str, typer.Argument(help="records: a file, pricerunner or chorus")],
-    model: Annotated[str, typer.Option(help="a trained model of any kind, or a published encoder with --threshold")],
+    model: Annotated[
+        str | None, typer.Option(help="a trained model of any kind, or a published encoder with --threshold")
+    ] = None,
     threshold: Annotated[float | None, typer.Option(help="score of one product; default: the model's own")] = None,
     k: Annotated[int, typer.Option("--k", min=1, help="candidates a record")] = 10,
     out: Annotated[Path | None, typer.Option(help=".csv with id and cluster")] = None,
@@ -213,6 +215,11 @@ def _dedupe(
 
     if out is not None:
         check_suffix("--out", out, ".csv")
+    if model is None:
+        raise ProdsimError(
+            "dedupe needs a model that says which pairs are one product: give --model, as from "
+            "prodsim train PAIRS --kind comparisons --out runs/trees, or a published encoder with --threshold"
+        )
     records = load_records(catalogue).to_pandas()
     names = [c for c in records if c != "id"]
     judge = load_model(model) if (Path(model) / "run.json").is_file() else pretrained(model, names=names)

@@ -420,7 +420,8 @@ def test_commands(tmp_path, tiny_model, capsys, monkeypatch):
         (["index", "shelf.csv", "--out", "ix", "--kind", "tree"], "choose auto or one of"),
         (["index", "twice.csv", "--out", "ix"], "stands for another record"),
         (["index", "shelf.csv", "--out", "ix", "--attribute", "colour"], "no attribute 'colour'"),
-        (["dedupe", "shelf.csv", "--model", "missing/model/folder"], ""),
+        (["dedupe", "shelf.csv", "--model", "missing/model/folder"], "missing/model/folder"),
+        (["dedupe", "shelf.csv"], "prodsim train PAIRS --kind comparisons"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch, args, part):
