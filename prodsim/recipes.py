@@ -72,15 +72,17 @@ def fit_head(
     opinions: np.ndarray,  # shape (pairs, members)
     labels: np.ndarray,  # shape (pairs,), 0 or 1
     strength: float = 1.0,  # of the penalty on squared weights
+    counts: np.ndarray | None = None,  # shape (pairs,): what each pair counts; None: one
 ) -> Head:
     "Stacking (Wolpert 1992) by a logistic regression whose weights are not negative (Breiman 1996)."
     centre, scale = opinions.mean(axis=0), opinions.std(axis=0) + 1e-9
     z, sign = (opinions - centre) / scale, 2.0 * np.asarray(labels) - 1
+    count = np.ones(len(z)) if counts is None else counts
 
     def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
         logits = z @ w[:-1] + w[-1]
-        slope = -sign * special.expit(-sign * logits)
-        value = np.logaddexp(0, -sign * logits).sum() + strength / 2 * (w[:-1] ** 2).sum()
+        slope = -count * sign * special.expit(-sign * logits)
+        value = (count * np.logaddexp(0, -sign * logits)).sum() + strength / 2 * (w[:-1] ** 2).sum()
         return value, np.append(z.T @ slope + strength * w[:-1], slope.sum())
 
     bounds = [(0, None)] * z.shape[1] + [(None, None)]

@@ -740,13 +740,14 @@ def agreement(
     readings: pd.DataFrame,  # see `join_readings`
     resamples: int = 1000,  # bootstrap draws for the interval
     seed: int = 0,
+    kinds: Iterable[str] = tuple(VERDICTS),  # what a reading may say
 ) -> dict:  # pairs, agree (share), kappa, kappa_low, kappa_high, table (first × second reading)
     """How far two readings agree beyond chance: Cohen's kappa (1960), with a 95 % bootstrap interval over pairs.
 
     None where it is undefined: no pairs, or both readings say the same one thing throughout."""
     from sklearn.metrics import cohen_kappa_score, confusion_matrix
 
-    kinds, n = list(VERDICTS), len(readings)
+    kinds, n = list(kinds), len(readings)
     if not n:
         return {"pairs": 0, "agree": None, "kappa": None, "kappa_low": None, "kappa_high": None, "table": {}}
     a, b = readings["verdict_1"].tolist(), readings["verdict_2"].tolist()
@@ -754,7 +755,8 @@ def agreement(
     kappa = low = high = None
     if len(set(a) | set(b)) > 1:
         kappa = float(cohen_kappa_score(a, b, labels=kinds))
-        drawn = np.random.default_rng(seed).multinomial(n, table.ravel() / n, size=resamples).reshape(-1, 3, 3) / n
+        drawn = np.random.default_rng(seed).multinomial(n, table.ravel() / n, size=resamples)
+        drawn = drawn.reshape(-1, *table.shape) / n
         seen = np.trace(drawn, axis1=1, axis2=2)
         chance = (drawn.sum(1) * drawn.sum(2)).sum(1)
         values = (seen - chance)[chance < 1] / (1 - chance[chance < 1])

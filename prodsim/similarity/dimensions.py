@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'DIMENSION_GROUPS', 'DIMENSIONS', 'Known', 'learn_known', 'Look', 'Dimension', 'dimension', 'all_dimensions',
-           'pair_bm25', 'Behaviour', 'learn_behaviour', 'usable_dimensions', 'measure_dimensions', 'save_known',
-           'load_known']
+           'pair_bm25', 'Behaviour', 'learn_behaviour', 'usable_dimensions', 'measure_dimensions', 'why_unknown',
+           'save_known', 'load_known']
 
 # %% ../../nbs/similarity/10_dimensions.ipynb #ebcc9bb5
 import json
@@ -179,7 +179,7 @@ def _checked_cells(column: pd.Series, name: str) -> list[str | None]:
     for row, v in enumerate(column):
         if v is None or v is pd.NA or v != v or v == "":
             out.append(None)
-        elif isinstance(v, str | int | float | np.number):
+        elif isinstance(v, str | int | float | np.number) and not isinstance(v, bool):
             out.append(v if isinstance(v, str) else f"{v:g}" if isinstance(v, float) else str(v))
         else:
             raise ProdsimError(f"{name}, row {row} (counted from 0): a {type(v).__name__}; write text or a number")
@@ -191,7 +191,7 @@ def _objects(values: list) -> np.ndarray:
     column[:] = values
     return column
 
-# %% ../../nbs/similarity/10_dimensions.ipynb #5e29f0f0
+
 @dataclass(frozen=True)
 class Dimension:
     "One way in which two records can be alike."
@@ -606,6 +606,26 @@ def _measured_part(pairs: pd.DataFrame, known: Known, chosen: list[Dimension]) -
             raise ProdsimError(f"dimension {d.name!r} gave {wrong:g}: a likeness lies in 0 to 1, nan is not known")
         columns.append(np.clip(values, 0, 1))
     return np.column_stack(columns) if columns else np.zeros((len(pairs), 0))
+
+
+def why_unknown(
+    pair: pd.DataFrame,  # one row
+    known: Known,  # what is known beforehand
+    name: str,  # of a dimension that gave nan for it
+) -> str:
+    "Why a dimension says nothing of a pair: what a side lacks, a price that is no number, an item that is cold."
+    needs, look, why = all_dimensions()[name].needs, Look(pair, known), []
+    for side, at in (("left", look.left[0]), ("right", look.right[0])):
+        if needs in known.roles:
+            told = look.values(known.roles[needs])[at]
+            if told is None:
+                why.append(f"{side} states none")
+            elif needs == "price" and np.isnan(look.amounts(known.roles[needs])[at]):
+                why.append(f"{side} states {told!r}, which is no price")
+        elif needs in ("behaviour", "seasons") and known.behaviour is not None and look.items(side)[0] < 0:
+            item = str(pair[f"{side}_id"].iloc[0]) if f"{side}_id" in pair else ""
+            why.append(f"{side} is cold: too few shoppers met {item}" if item else f"{side} has no id, so no history")
+    return "; ".join(why) or "not stated on both sides"
 
 # %% ../../nbs/similarity/10_dimensions.ipynb #ee89fdc8
 def save_known(

@@ -18,7 +18,7 @@ from scipy import special, stats
 from ..comparisons import comparison_group
 from ..core import ProdsimError, disagreements, provenance, results_folder, stored_results, stored_table
 from ..core import write_json, write_table
-from .dimensions import all_dimensions
+from .dimensions import all_dimensions, why_unknown
 
 # %% ../../nbs/similarity/40_explanation.ipynb #1c243de5
 def _no_parts(model, pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame | None, dict]:
@@ -65,18 +65,20 @@ def one_pair(
     left: dict,  # attribute → value
     right: dict,  # likewise
 ) -> pd.DataFrame:  # one row
-    "Two records as a pair that the model reads. Raises ProdsimError for what is no record of this model."
+    """Two records as a pair that the model reads. What else they say stays beside it, for dimensions of your own.
+
+    Raises ProdsimError for what is no record of this model."""
     names, row = read_attributes(model), {}
     for side, record in (("left", left), ("right", right)):
         if not isinstance(record, dict):
             raise ProdsimError(f"{side}: a {type(record).__name__}; write one object, as in " + '{"title": "…"}')
-        if not any(record.get(n) for n in names):
-            raise ProdsimError(f"{side}: none of the attributes that the model reads: {', '.join(names)}")
-        for n in names:
+        for n in dict.fromkeys((*names, *left, *right) if isinstance(right, dict) else names):
             value = record.get(n)
-            if value is not None and not isinstance(value, str | int | float):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, str | int | float)):
                 raise ProdsimError(f"{side}: {n} is a {type(value).__name__}; write text or a number")
-            row[f"{side}_{n}"] = None if value is None or value == "" else str(value)
+            row[f"{side}_{n}"] = None if value is None or value != value or value == "" else str(value)
+        if not any(row[f"{side}_{n}"] for n in names):
+            raise ProdsimError(f"{side}: none of the attributes that the model reads: {', '.join(names)}")
         row[f"{side}_id"] = str(record.get("id", ""))
     return pd.DataFrame([row]).astype(object)
 
@@ -190,6 +192,9 @@ def explain_pairs(
             }
             for n in values
         ]
+        for d in told["dimensions"] if model.kind == "fusion" else ():
+            if d["value"] is None:
+                d["unknown"] = why_unknown(pairs.iloc[[i]], model.known, d["name"])
         told["base"] = None if added is None else float(added["base"].iloc[i])
         if explain:
             one = pairs.iloc[[i]]
@@ -213,7 +218,7 @@ def explanation_text(
     lines = [f"{kind} {told['score']:.3f}: {verdict}{cut}"]
     parts = [d for d in told["dimensions"] if d["contribution"] is not None]
     for d in sorted(parts, key=lambda d: -abs(d["contribution"])):
-        value = "not known" if d["value"] is None else f"{d['value']:.2f}"
+        value = f"not known ({d.get('unknown', '')})" if d["value"] is None else f"{d['value']:.2f}"
         value = "" if told["kind"] == "comparisons" else f" is {value},"
         lines.append(f"  {d['name']}{value} adds {d['contribution']:+.2f}")
     if told["base"] is not None:

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['FUSION_TREES', 'FUSION_ROUNDS', 'HEADS', 'FUSION_SETTINGS', 'LinearFusion', 'TreeFusion', 'fit_fusion_head',
-           'StagedFusion', 'FusionModel', 'fuse', 'fusion_arguments', 'check_taught', 'train_fusion', 'save_fusion',
-           'load_fusion']
+           'StagedFusion', 'FusionModel', 'threshold_rule', 'fuse', 'fusion_arguments', 'check_taught', 'train_fusion',
+           'save_fusion', 'load_fusion']
 
 # %% ../../nbs/similarity/20_fusion.ipynb #8b58ba92
 import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -24,8 +24,10 @@ from sklearn.model_selection import StratifiedKFold
 
 from ..core import ProdsimError, atomic_dir, machine, revision, write_json
 from ..data import attributes, data_hash, load_events, load_pairs
-from ..encoders import check_run_folder, finished_run, load_model, pretrained, read_run, training_pairs
+from ..encoders import check_run_folder, finished_run, load_model, pair_weights, pretrained, read_run
+from ..encoders import training_pairs
 from ..evaluation import best_threshold, expected_calibration_error, fit_platt, pair_metrics
+from ..evaluation import threshold_for_cost, threshold_for_precision
 from ..recipes import Head, check_classes, fit_head
 from .dimensions import Known, all_dimensions, learn_behaviour, learn_known, load_known
 from .dimensions import measure_dimensions, save_known, usable_dimensions
@@ -92,17 +94,19 @@ def fit_fusion_head(
     x: np.ndarray,  # shape (pairs, dimensions), nan: not known
     y: np.ndarray,  # shape (pairs,), 0 or 1
     seed: int = 0,  # of the rows that each tree sees
+    counts: np.ndarray | None = None,  # shape (pairs,): what each pair counts; None: one
 ) -> LinearFusion | TreeFusion:
     "Raises ProdsimError for another kind."
     if kind == "linear":
         new = LinearFusion(np.nanmean(x, axis=0), None)
-        new.head = fit_head(new.columns(x), y)
+        new.head = fit_head(new.columns(x), y, counts=counts)
         return new
     if kind != "trees":
         raise ProdsimError(f"head {kind!r} of a fusion: choose {', '.join(HEADS)} or auto")
     rising = {"monotone_constraints": [1] * x.shape[1], "seed": seed}
     small = {"min_data_in_leaf": min(FUSION_TREES["min_data_in_leaf"], max(1, len(y) // 20))}
-    return TreeFusion(lightgbm.train({**FUSION_TREES, **rising, **small}, lightgbm.Dataset(x, y), FUSION_ROUNDS))
+    table = lightgbm.Dataset(x, y, weight=counts)
+    return TreeFusion(lightgbm.train({**FUSION_TREES, **rising, **small}, table, FUSION_ROUNDS))
 
 # %% ../../nbs/similarity/20_fusion.ipynb #5f1a0201
 @dataclass
@@ -218,6 +222,27 @@ def _cross_fitted(x: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
     return out
 
 
+def threshold_rule(
+    rule: str,  # "f1"; "precision:0.95", a floor; "cost:5:1", of a false match and of a missed one
+) -> Callable[[np.ndarray, np.ndarray], float]:  # labels and probabilities of validation pairs to a threshold
+    "What a threshold is chosen for. Raises ProdsimError for a rule that there is not, and for numbers out of range."
+    name, *numbers = str(rule).split(":")
+    try:
+        values = [float(n) for n in numbers]
+    except ValueError:
+        name = ""
+    rules = {("f1", 0): best_threshold, ("precision", 1): threshold_for_precision, ("cost", 2): threshold_for_cost}
+    if (name, len(numbers)) not in rules:
+        known = "f1, precision:0.95 (a floor) or cost:5:1 (of a false match, of a missed one)"
+        raise ProdsimError(f"threshold {rule!r} of a fusion: choose {known}")
+
+    def choose(labels: np.ndarray, stated: np.ndarray) -> float:
+        return rules[name, len(numbers)](labels, stated, *values)
+
+    choose(np.array([0, 1]), np.array([0.0, 1.0]))  # numbers out of range are told before anything is measured
+    return choose
+
+
 def fuse(
     known: Known | None,  # what the dimensions know
     train: pd.DataFrame,  # measured training pairs; those of `taught` are not read
@@ -227,10 +252,13 @@ def fuse(
     head: str = "auto",  # "linear", "trees", or the better of them by log loss of validation pairs
     seed: int = 0,  # of trees and folds
     taught: Iterable[str] = (),  # dimensions whose model was trained on the training pairs
+    counts: np.ndarray | None = None,  # shape (training pairs,): what each counts; None: one
+    threshold: str = "f1",  # what it is chosen for, see `threshold_rule`
 ) -> FusionModel:  # with curve and threshold
     """Stacking (Wolpert 1992) of dimensions, calibrated by Platt's curve (1999). Dimensions that no pair knows are
-    left out. Raises ProdsimError for an unknown head, a class of one pair, and where no dimension is left."""
-    taught = set(taught)
+    left out. Raises ProdsimError for an unknown head, a class of one pair, a threshold that cannot be chosen, and where
+    no dimension is left."""
+    taught, choose = set(taught), threshold_rule(threshold)
     learned_on = {n: valid if n in taught else train for n in valid}
     names = tuple(n for n, pairs in learned_on.items() if n in pairs and pairs[n].notna().any())
     if not names:
@@ -243,7 +271,7 @@ def fuse(
     y, valid_labels = np.asarray(train_labels), np.asarray(valid_labels)
     tried = {}
     for kind in HEADS if head == "auto" else (head,):
-        fitted = fit_fusion_head(kind, x, y, seed) if own else None
+        fitted = fit_fusion_head(kind, x, y, seed, counts) if own else None
         if late.any():
             fitted = StagedFusion(fitted, late)
             columns = fitted.columns(held)
@@ -256,7 +284,7 @@ def fuse(
     chosen = min(tried, key=lambda kind: tried[kind][0])
     loss, fitted, logits, stated = tried[chosen]
     stated = stated.astype(np.float32)
-    model = FusionModel(known, names, fitted, _curve(valid_labels, logits), best_threshold(valid_labels, stated))
+    model = FusionModel(known, names, fitted, _curve(valid_labels, logits), choose(valid_labels, stated))
     metrics = pair_metrics(valid_labels, stated, model.threshold)
     metrics |= {"log_loss": loss, "ece": expected_calibration_error(valid_labels, stated, bins=10)}
     losses = {kind: row[0] for kind, row in tried.items()}
@@ -264,7 +292,7 @@ def fuse(
     return model
 
 # %% ../../nbs/similarity/20_fusion.ipynb #e0852a2d
-FUSION_SETTINGS = ("head", "dimensions", "meaning", "interaction", "events", "method")
+FUSION_SETTINGS = ("head", "dimensions", "meaning", "interaction", "events", "method", "threshold")
 
 
 def fusion_arguments(
@@ -274,6 +302,7 @@ def fusion_arguments(
     interaction: str = "none",  # folder of a trained model that reads both records together
     events: str = "none",  # file of events whose items are record ids
     method: str = "ppmi",  # of behaviour: ppmi or als
+    threshold: str = "f1",  # see `threshold_rule`
     **other: object,  # refused
 ) -> dict:  # what a run notes of them
     "The settings of a run. Raises ProdsimError for a field that there is not or a value out of range."
@@ -284,7 +313,9 @@ def fusion_arguments(
     chosen = tuple(n.strip() for n in str(dimensions).split(",") if n.strip())
     if unknown := [n for n in chosen if n not in all_dimensions()]:
         raise ProdsimError(f"no dimension {unknown[0]!r}: there is {', '.join(all_dimensions())}")
+    threshold_rule(threshold)
     said = {"head": head, "dimensions": list(chosen), "meaning": str(meaning), "interaction": str(interaction)}
+    said["threshold"] = str(threshold)
     for part in ("meaning", "interaction"):
         if said[part] not in ("none", "default"):
             run = read_run(said[part])
@@ -340,6 +371,7 @@ def train_fusion(
 ) -> FusionModel:
     """Measure every dimension that can be measured, fuse, calibrate, save.
 
+    Training pairs count by their column `weight`, if they have one.
     Raises ProdsimError for data without usable train and valid splits, an unknown setting, a trained model that knows
     the validation pairs, events that name no record of the data, and an `out` that is no run or holds one made with
     other arguments."""
@@ -371,13 +403,17 @@ def train_fusion(
     trained = [need for need, part in (("encoder", "meaning"), ("judge", "interaction")) if folders[part]]
     taught = [d.name for d in usable if d.needs in trained]
     train = measure_dimensions(pairs["train"], known, [d.name for d in usable if d.name not in taught])
-    model = fuse(known, train, labels["train"], valid, labels["valid"], said["head"], seed, taught)
+    counts = pair_weights(pairs["train"])
+    measured = (known, train, labels["train"], valid, labels["valid"])
+    model = fuse(*measured, said["head"], seed, taught, counts, said["threshold"])
     if (b := known.behaviour) is not None and "met alike" in valid:
         share = f"behaviour is known for {valid['met alike'].notna().mean():.0%} of the validation pairs"
         notes.append(
             f"{share}: {b.cold:,} items have too few shoppers, {b.unknown:,} events name no record of the data"
         )
     missing |= {d.name: "no pair has it on both sides" for d in usable if d.name not in model.names}
+    for why in dict.fromkeys(w for w in missing.values() if w != "not asked for"):
+        notes.append(f"left out, because {why}: {', '.join(n for n in missing if missing[n] == why)}")
     best = {"name": "log_loss", "value": model.run["valid"]["log_loss"], "step": None}
     model.run |= {
         "arguments": arguments,

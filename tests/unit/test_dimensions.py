@@ -10,7 +10,9 @@ from little_shop import little_pairs
 
 from prodsim.core import ProdsimError
 from prodsim.similarity import dimensions as d
-from prodsim.similarity.dimensions import Look, learn_behaviour, learn_known, measure_dimensions
+from prodsim.similarity.dimensions import Look, learn_behaviour, learn_known, measure_dimensions, why_unknown
+from prodsim.similarity.explanation import explain_pairs, one_pair
+from prodsim.similarity.fusion import train_fusion
 
 PAIRS = little_pairs()
 KNOWN = learn_known(PAIRS)
@@ -130,6 +132,42 @@ def test_own_dimension_is_measured_and_checked():
         del d.DIMENSIONS["same start"]
 
 
+def test_a_dimension_of_pictures_has_its_place(tmp_path):
+    Image = pytest.importorskip("PIL.Image")
+    for shade in ("red", "darkred", "blue"):
+        Image.new("RGB", (4, 4), shade).save(tmp_path / f"{shade}.png")
+    rng = np.random.default_rng(0)
+    match = rng.integers(0, 2, 120)
+    pairs = pd.DataFrame({"left_title": ["lamp"] * 120, "right_title": ["lamp"] * 120, "label": match})
+    path = lambda shade: str(tmp_path / f"{shade}.png")  # noqa: E731
+    pairs = pairs.assign(left_id="l", right_id="r", left_image=path("red"))
+    pairs["right_image"] = [path("darkred") if y else path("blue") for y in match]
+    pairs.loc[::10, "right_image"] = None  # one in ten has no picture
+
+    @d.dimension("picture colour", "images")
+    def picture_colour(look):
+        "cosine of the pictures' mean colours"
+        columns = (look.pairs["left_image"], look.pairs["right_image"])
+        files = [[f if isinstance(f, str) else None for f in column] for column in columns]
+        colour = {f: np.asarray(Image.open(f)).mean(axis=(0, 1)) for part in files for f in set(part) if f}
+        unit = {f: v / np.linalg.norm(v) for f, v in colour.items()}
+        return np.array([unit[a] @ unit[b] if a and b else np.nan for a, b in zip(*files, strict=True)])
+
+    try:
+        splits = {"train": pairs[:60], "valid": pairs[60:]}
+        data = DatasetDict({s: Dataset.from_pandas(p.reset_index(drop=True)) for s, p in splits.items()})
+        model = train_fusion(data, names=("title",), meaning="none", head="linear")
+        assert "picture colour" in model.names and model.run["valid"]["average_precision"] > 0.9
+        records = [{"title": "lamp", "image": path(shade)} for shade in ("red", "darkred")]
+        (told,) = explain_pairs(model, one_pair(model, *records))
+        seen = next(s for s in told["dimensions"] if s["name"] == "picture colour")
+        assert told["match"] and seen["group"] == "images" and seen["value"] > 0.99
+        blind = explain_pairs(model, one_pair(model, records[0], {"title": "lamp"}))[0]["dimensions"]
+        assert next(s for s in blind if s["name"] == "picture colour")["unknown"] == "not stated on both sides"
+    finally:
+        del d.DIMENSIONS["picture colour"]
+
+
 def test_dimensions_of_other_packages(monkeypatch):
     brought = metadata.EntryPoint("x", "prodsim.similarity.dimensions:DIMENSIONS", "prodsim.dimensions")
     monkeypatch.setattr(d.metadata, "entry_points", lambda group: [brought])
@@ -144,6 +182,7 @@ def test_dimensions_of_other_packages(monkeypatch):
     [
         (lambda: measure_dimensions(TEST.drop(columns="left_price"), KNOWN), "attribute 'price' is missing"),
         (lambda: measure_dimensions(TEST.assign(left_title=[["a"]] * len(TEST)), KNOWN), "left_title, row 0 .*a list"),
+        (lambda: measure_dimensions(TEST.assign(right_title=True), KNOWN), "right_title, row 0 .*a bool"),
         (lambda: measure_dimensions(TEST, KNOWN, ["smell"]), "no dimension 'smell'"),
         (lambda: learn_known(PAIRS, roles={"colour": "title"}), "role colour=title"),
         (lambda: learn_known(PAIRS, names=("title", "brand")), "no attribute 'brand'"),
@@ -172,6 +211,18 @@ def test_behaviour_knows_who_goes_together_and_who_is_cold():
     assert value["same basket"][0] > 0.9 and value["same basket"][1] == 0
     assert value.iloc[2].isna().all() and learned.cold == 1
     assert measure_dimensions(frame, known).attrs["missing"]["season"] == "no events over six months or more"
+
+
+def test_what_is_not_known_has_a_reason():
+    frame = hand(["a"], ["b"]).assign(left_id="tea", right_id="rice", left_price="5", right_price="cheap")
+    frame = frame.assign(left_brand="x", right_brand=None)
+    known = learn_known(DatasetDict(train=Dataset.from_pandas(frame)), behaviour=learn_behaviour(TEA))
+    said = {n: why_unknown(frame, known, n) for n in ("brand", "price", "met alike", "colour")}
+    assert said["brand"] == "right states none" and said["price"] == "right states 'cheap', which is no price"
+    assert said["met alike"] == "right is cold: too few shoppers met rice"
+    assert said["colour"] == "not stated on both sides"
+    nameless = frame.drop(columns="right_id")
+    assert why_unknown(nameless, known, "same basket") == "right has no id, so no history"
 
 
 def test_seasons_need_half_a_year():

@@ -172,6 +172,8 @@ def test_words_are_deleted_and_the_test_is_stored(runs, tiny_model, tmp_path, mo
         ('["a"]', '{"title": "x"}', "left: a list; write one object"),
         ('{"titel": "x"}', '{"title": "x"}', "left: none of the attributes that the model reads: title, price"),
         ('{"title": "x"}', '{"title": ["x"]}', "right: title is a list; write text or a number"),
+        ('{"title": true}', '{"title": "x"}', "left: title is a bool; write text or a number"),
+        ('{"title": "x"}', '{"title": null, "price": NaN}', "right: none of the attributes that the model reads"),
     ],
 )
 def test_mistakes_on_the_command_line(runs, capsys, left, right, message):
@@ -187,7 +189,7 @@ def test_compare(runs, tmp_path, capsys):
     assert told["kind"] == "fusion" and {a["attribute"] for a in told["attributes"]} == {"title", "price"}
     assert main(["compare", fusion, *records, "--explain"]) == 0
     shown = capsys.readouterr().out
-    assert "title words is" in shown and "price is not known" in shown
+    assert "title words is" in shown and "price is not known (right states none), adds" in shown
     assert main(["compare", str(runs[0] / "comparisons"), *records]) == 0
     assert "adds" in capsys.readouterr().out
     save_pairs(PAIRS, tmp_path / "pairs")

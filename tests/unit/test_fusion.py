@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from little_shop import little_pairs
 from scipy import special
+from sklearn.metrics import average_precision_score
 
 from prodsim.cli import main
 from prodsim.comparisons import train_comparisons
@@ -72,6 +73,43 @@ def test_fused_is_better_than_its_parts_and_calibrated():
     stated = model.probabilities(x[900:])
     assert abs(stated.mean() - y[900:].mean()) < 0.03
     assert model.run["valid"]["log_loss"] < 0.6 and 0 < model.threshold < 1
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_pairs_count_by_their_weight(head):
+    train = PAIRS["train"].to_pandas()
+    wrong = train.assign(label=1 - train["label"], weight=0.0)
+    rows = {"both": pd.concat([train.assign(weight=2.0), wrong]), "right": train}
+    models = {}
+    for name, told in rows.items():
+        data = DatasetDict(train=Dataset.from_pandas(told, preserve_index=False), valid=PAIRS["valid"])
+        models[name] = train_fusion(data, **NONE, head=head)
+    told = {name: m.score(PAIRS["test"]) for name, m in models.items()}
+    labels = np.array(PAIRS["test"]["label"])
+    assert average_precision_score(labels, told["both"]) > 0.95  # with equal weights the two halves cancel
+    assert models["both"].run["arguments"]["weights"] and "weights" not in models["right"].run["arguments"]
+    if head == "linear":
+        x, y = table(200, 3)
+        twice = fit_fusion_head(head, np.repeat(x.to_numpy(), 2, axis=0), np.repeat(y, 2))
+        counted = fit_fusion_head(head, x.to_numpy(), y, counts=np.full(200, 2.0))
+        assert np.allclose(twice.shares(x.to_numpy()), counted.shares(x.to_numpy()), atol=1e-3)
+
+
+def test_weights_that_are_none():
+    data = DatasetDict(train=PAIRS["train"].add_column("weight", [-1.0] * len(PAIRS["train"])), valid=PAIRS["valid"])
+    with pytest.raises(ProdsimError, match="column weight of the training pairs, row 0: -1"):
+        train_fusion(data, **NONE)
+
+
+def test_a_threshold_for_a_purpose():
+    x, y = table(900, 1)
+    model = {r: fuse(None, x, y, x, y, "linear", threshold=r) for r in ("f1", "precision:0.9", "cost:20:1")}
+    stated = model["f1"].probabilities(x)
+    at = {r: y[stated >= m.threshold] for r, m in model.items()}
+    assert at["precision:0.9"].mean() >= 0.9 > at["f1"].mean()  # the floor holds
+    cost = {r: 20 * (len(found) - found.sum()) + (y.sum() - found.sum()) for r, found in at.items()}
+    assert cost["cost:20:1"] == min(cost.values()) < cost["f1"]
+    assert len({m.threshold for m in model.values()}) == 3
 
 
 def test_noise_is_given_no_weight():
@@ -140,7 +178,7 @@ def judge(tmp_path_factory):
 def test_a_judge_is_weighed_on_validation_pairs(judge, tmp_path, chosen, head):
     settings_ = {"meaning": "none", "interaction": str(judge), "head": head, "dimensions": chosen}
     model = train_fusion(PAIRS, tmp_path / "run", **settings_)
-    assert model.run["taught"] == ["interaction"] and model.run["notes"] == []
+    assert model.run["taught"] == ["interaction"] and not any("learned" in note for note in model.run["notes"])
     added = model.explain(PAIRS["test"])
     assert np.allclose(special.expit(added.sum(axis=1)), model.score(PAIRS["test"]), atol=1e-5)
     assert added["base"].std() < 1e-9 and added["interaction"].std() > 0
@@ -195,6 +233,10 @@ def test_recipe_resumes_and_streams(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
+        ({"threshold": "recall:0.9"}, "threshold 'recall:0.9' of a fusion: choose f1, precision:0.95"),
+        ({"threshold": "precision:high"}, "threshold 'precision:high' of a fusion: choose f1"),
+        ({"threshold": "precision:1.5"}, "a precision floor lies above 0 and at most at 1, not at 1.5"),
+        ({"threshold": "cost:-1:1"}, "costs must be finite, none negative"),
         ({"head": "forest"}, "head 'forest' of a fusion: choose linear, trees or auto"),
         ({"dimensions": "smell"}, "no dimension 'smell'"),
         ({"epochs": 3}, "--set epochs: a fusion takes head, dimensions"),
@@ -215,7 +257,7 @@ def test_events_of_some_records_say_what_they_lack(tmp_path):
     (tmp_path / "events.csv").write_text("user,item,kind,time\n" + lines)
     model = train_fusion(PAIRS, tmp_path / "run", **NONE, events=str(tmp_path / "events.csv"), head="linear")
     said = "25% of the validation pairs: 1 items have too few shoppers, 12 events name no record of the data"
-    assert model.run["notes"] == [f"behaviour is known for {said}"]
+    assert model.run["notes"][0] == f"behaviour is known for {said}"
     assert np.isnan(model.measure(PAIRS["test"])["met alike"][10:]).all()
     assert load_model(tmp_path / "run").known.behaviour.unknown == 12
 
@@ -230,7 +272,8 @@ def test_command_line(tmp_path, capsys):
     save_pairs(PAIRS, tmp_path / "pairs")
     out, data = str(tmp_path / "run"), str(tmp_path / "pairs")
     assert main(["train", data, "--kind", "fusion", "--set", "meaning=none", "--out", out]) == 0
-    assert "threshold" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "threshold" in shown and "left out, because no events are given: met alike, same basket" in shown
     assert main(["evaluate", out, data, "--json", "--resamples", "50"]) == 0
     assert json.loads(capsys.readouterr().out)["average_precision"] > 0.5
     assert main(["train", data, "--kind", "fusion", "--model", "x", "--out", out]) == 2

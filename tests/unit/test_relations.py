@@ -14,6 +14,8 @@ from prodsim.similarity.relations import (
     learn_relations,
     read_relations,
     read_retail,
+    read_twice,
+    reading_metrics,
     relation_differences,
     relation_sheet,
     stored_relations,
@@ -86,7 +88,21 @@ def test_judged_relations_are_separated(year, tmp_path):
     with pytest.raises(ProdsimError, match="sheet.csv, line 5: relation 'rival': it is one of"):
         read_relations(tmp_path / "sheet.csv")
     sheet.assign(relation=relation).to_csv(tmp_path / "sheet.csv", index=False)
-    table = judged_dimensions(read_relations(tmp_path / "sheet.csv"), *year, least=5, folds=3)
+    other = sheet.assign(relation=np.where(sheet.index < 5, "neither", relation))[["left_id", "right_id", "relation"]]
+    other[::-1].to_csv(tmp_path / "other.csv", index=False)  # in another order
+    read = read_twice(tmp_path / "sheet.csv", tmp_path / "other.csv")
+    assert (read["second"].to_numpy() == other["relation"].to_numpy()).all()
+    other[1:].to_csv(tmp_path / "short.csv", index=False)
+    with pytest.raises(ProdsimError, match="short.csv: pair i.. and i.. stands in one of the sheets alone"):
+        read_twice(tmp_path / "sheet.csv", tmp_path / "short.csv")
+    other.iloc[[*range(len(other)), 2]].to_csv(tmp_path / "again.csv", index=False)
+    with pytest.raises(ProdsimError, match="again.csv: pair i.. and i.. stands there twice"):
+        read_twice(tmp_path / "sheet.csv", tmp_path / "again.csv")
+    table = judged_dimensions(read, *year, least=5, folds=3)
+    twice = reading_metrics(table)
+    same = (read["relation"] == read["second"]).mean()
+    assert twice["agreement"]["agree"] == pytest.approx(same) and 0.5 < twice["agreement"]["kappa"] < same
+    assert twice["judged"]["pairs"] == read["second"].value_counts().to_dict()
     metrics = judged_metrics(table)
     assert metrics["pairs"] == table["relation"].value_counts().to_dict()
     assert metrics["same basket"]["substitute over complement"]["roc_auc"] < 0.2
@@ -118,5 +134,7 @@ def test_committed_numbers_follow_from_their_pairs():
     assert len(relation_differences(changed)) == 1
     changed = {**result, "judged": {**result["judged"], "pairs": {**result["judged"]["pairs"], "neither": 1}}}
     assert len(relation_differences(changed)) == 1
+    told = {**result["second"]["agreement"], "kappa": 0.5}
+    assert len(relation_differences({**result, "second": {**result["second"], "agreement": told}})) == 1
     with pytest.raises(ProdsimError, match="missing or unreadable; run: prodsim relations"):
         relations.relation_pairs({**result, "pairs_file": "none.csv.gz"})
