@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prodsim.core import ProdsimError
+from prodsim.core import ProdsimError, results_folder, write_json, write_table
 from prodsim.similarity import relations
 from prodsim.similarity.relations import (
     foretold,
@@ -90,16 +90,17 @@ def test_judged_relations_are_separated(year, tmp_path):
     sheet.assign(relation=relation).to_csv(tmp_path / "sheet.csv", index=False)
     other = sheet.assign(relation=np.where(sheet.index < 5, "neither", relation))[["left_id", "right_id", "relation"]]
     other[::-1].to_csv(tmp_path / "other.csv", index=False)  # in another order
-    read = read_twice(tmp_path / "sheet.csv", tmp_path / "other.csv")
+    first = read_relations(tmp_path / "sheet.csv")
+    read = read_twice(first, tmp_path / "other.csv")
     assert (read["second"].to_numpy() == other["relation"].to_numpy()).all()
     other[1:].to_csv(tmp_path / "short.csv", index=False)
     with pytest.raises(ProdsimError, match="short.csv: pair i.. and i.. stands in one of the sheets alone"):
-        read_twice(tmp_path / "sheet.csv", tmp_path / "short.csv")
+        read_twice(first, tmp_path / "short.csv")
     other.iloc[[*range(len(other)), 2]].to_csv(tmp_path / "again.csv", index=False)
     with pytest.raises(ProdsimError, match="again.csv: pair i.. and i.. stands there twice"):
-        read_twice(tmp_path / "sheet.csv", tmp_path / "again.csv")
-    table = judged_dimensions(read, *year, least=5, folds=3)
-    twice = reading_metrics(table)
+        read_twice(first, tmp_path / "again.csv")
+    table = judged_dimensions(first, *year, least=5, folds=3)
+    twice = reading_metrics(read_twice(table, tmp_path / "other.csv"))
     same = (read["relation"] == read["second"]).mean()
     assert twice["agreement"]["agree"] == pytest.approx(same) and 0.5 < twice["agreement"]["kappa"] < same
     assert twice["judged"]["pairs"] == read["second"].value_counts().to_dict()
@@ -138,3 +139,22 @@ def test_committed_numbers_follow_from_their_pairs():
     assert len(relation_differences({**result, "second": {**result["second"], "agreement": told}})) == 1
     with pytest.raises(ProdsimError, match="missing or unreadable; run: prodsim relations"):
         relations.relation_pairs({**result, "pairs_file": "none.csv.gz"})
+
+
+def test_a_second_reading_joins_the_stored_one(tmp_path, monkeypatch):
+    (stored,) = stored_relations()
+    table = relations.relation_pairs(stored, "judged").drop(columns="second")
+    sheet = results_folder() / "similarity" / "online-retail.labels2.csv"
+    monkeypatch.setenv("PRODSIM_RESULTS", str(tmp_path))
+    with pytest.raises(ProdsimError, match="no judged pairs are stored"):
+        relations.add_reading(tmp_path / "other.csv")
+    (tmp_path / "similarity").mkdir()
+    write_table(tmp_path / "similarity" / stored["judged_file"], table)
+    plain = {k: v for k, v in stored.items() if k != "second"}
+    write_json(tmp_path / "similarity" / "online-retail.relations.json", plain)
+    table.assign(relation="neither")[["left_id", "right_id", "relation"]].to_csv(tmp_path / "other.csv", index=False)
+    with pytest.raises(ProdsimError, match="other.csv: no pair is called complement"):
+        relations.add_reading(tmp_path / "other.csv")
+    again = relations.add_reading(sheet)
+    assert again["second"]["agreement"] == stored["second"]["agreement"]
+    assert relation_differences(stored_relations()[0]) == []

@@ -81,6 +81,17 @@ def test_committed_results_follow_from_their_scores():
         assert all(abs(again[k] - result["metrics"]["fusion"][k]) < 1e-9 for k in again)
 
 
+def test_the_fusion_is_a_probability_worth_more_than_the_best_dimension():
+    results = [r for r in stored_worth() if "trained" not in r]
+    assert {"abt-buy", "amazon-google"} <= {r["data"] for r in results}
+    shops = [r for r in results if r["data"].startswith("shop:")]
+    assert len({r["data"].split("-")[0] for r in shops}) == 3  # easy, medium, hard
+    assert max(r["metrics"]["fusion"]["ece"] for r in shops) <= 0.03
+    for r in results:
+        fusion, single = (r["metrics"][s] for s in ("fusion", f"only {r['best']}"))
+        assert fusion["log_loss"] < single["log_loss"] and single["fusion_gain"]["low"] > 0, r["name"]
+
+
 @pytest.mark.slow
 def test_every_committed_number_follows():
     assert not [line for result in stored_worth() for line in worth_differences(result)]
