@@ -169,11 +169,14 @@ def _relations(
     labels: Annotated[
         Path | None, typer.Option(help="such a sheet with a column relation; default: the stored")
     ] = None,
+    second: Annotated[
+        Path | None, typer.Option(help="only join a sheet of a second reader, who did not see the first's verdicts")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     "Which dimensions of eight months foretell the baskets of the next four, and separate judged relations; stored."
     from prodsim.core import atomic_file
-    from prodsim.similarity.relations import read_retail, relation_sheet, run_relations
+    from prodsim.similarity.relations import add_reading, read_retail, relation_sheet, run_relations
 
     if sheet is not None:
         check_suffix("--sheet", sheet, ".csv")
@@ -181,6 +184,11 @@ def _relations(
         with atomic_file(sheet) as path:
             drawn.to_csv(path, index=False)
         print(f"{sheet}: {len(drawn)} pairs; add a column relation: substitute, complement or neither")
+        return
+    if second is not None:
+        result = add_reading(second)
+        said = "{agree:.1%} of {pairs} verdicts are equal, kappa {kappa:.3f} ({kappa_low:.3f} to {kappa_high:.3f})"
+        print_json(result["second"]) if as_json else print(said.format(**result["second"]["agreement"]))
         return
     result = run_relations(folder, seed, labels)
     rows = [{"dimension": n, **row} for n, row in result["metrics"].items()]

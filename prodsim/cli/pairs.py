@@ -13,8 +13,8 @@ from typing import Annotated
 
 import typer
 
-from .base import Data, Json, Model, open_model, print_json, print_result, show_progress
-from ..core import ProdsimError
+from .base import Data, Json, Model, check_suffix, open_model, print_json, print_result, show_progress
+from ..core import ProdsimError, atomic_file
 
 # %% ../../nbs/cli/20_pairs.ipynb #0b778b4f
 room = typer.Typer()
@@ -223,6 +223,7 @@ def _compare_records(
     pairs: Annotated[Path | None, typer.Option(help="or a file of pairs")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="why, and what would turn the verdict")] = False,
     words: Annotated[int, typer.Option(min=0, help="of a cross-encoder: steps of integrated gradients; 0: none")] = 0,
+    figure: Annotated[Path | None, typer.Option(help="also draw the two records' verdict: .png or .svg")] = None,
     as_json: Json = False,
 ) -> None:
     "Score two records, or pairs of a file: probability, verdict, each dimension's value and contribution."
@@ -231,21 +232,53 @@ def _compare_records(
 
     if (pairs is None) == (left is None and right is None) or (left is None) != (right is None):
         raise ProdsimError("compare takes --left JSON and --right JSON, or --pairs FILE")
+    if figure is not None:
+        check_suffix("--figure", figure, ".png", ".svg")
+        if pairs is not None:
+            raise ProdsimError(f"--figure {figure}: draws two records, named by --left and --right")
     judge = open_model(model)
     chunks = [one_pair(judge, _record(left, "left"), _record(right, "right"))] if pairs is None else stream_pairs(pairs)
     told = (t for chunk in chunks for t in explain_pairs(judge, chunk, explain or words > 0, words))
+    if figure is not None:
+        told = list(told)
+        _draw(told[0], figure)
     if as_json:
         found = list(told)
         print_json(found[0] if pairs is None else {"pairs": found})
         return
-    for t in told:
+    for at, t in enumerate(told):
         if pairs is not None and not explain:
-            verdict = {True: "match", False: "no match", None: "no threshold"}[t["match"]]
-            print(f"{t.get('left_id', '')}\t{t.get('right_id', '')}\t{t['score']:.4f}\t{verdict}")
+            row = _in_columns(t)
+            if at == 0:
+                print(*row, sep="\t")
+            print(*("" if v is None else f"{v:.4f}" if isinstance(v, float) else v for v in row.values()), sep="\t")
             continue
         if t["base"] is None:
             print("\n".join(f"{d['name']} {d['value']:.3f}" for d in t["dimensions"]))
         print(explanation_text(t))
+
+
+def _in_columns(told: dict) -> dict[str, str | float | None]:
+    "One line of a file of pairs: scores, verdict, what each dimension says and adds."
+    row = {k: told.get(k, "") for k in ("left_id", "right_id")} | {k: told[k] for k in ("score", "probability")}
+    row["verdict"] = {True: "match", False: "no match", None: "no threshold"}[told["match"]]
+    for d in told["dimensions"]:
+        row |= {d["name"]: d["value"], f"{d['name']} adds": d["contribution"]}
+    return row
+
+
+def _draw(told: dict, file: Path) -> None:
+    "The verdict as a waterfall."
+    if told["base"] is None:
+        raise ProdsimError(f"--figure {file}: a model of kind {told['kind']} adds nothing up, there is nothing to draw")
+    from matplotlib.figure import Figure
+
+    from prodsim.similarity.explanation import plot_explanation
+
+    drawing = Figure(figsize=(7, 4.5), layout="constrained")
+    plot_explanation(told, drawing.add_subplot())
+    with atomic_file(file) as path:
+        drawing.savefig(path, format=file.suffix[1:], dpi=150)
 
 
 def _record(text: str, side: str) -> dict:

@@ -206,7 +206,17 @@ def test_compare(runs, tmp_path, capsys):
     assert main(["compare", fusion, "--pairs", str(tmp_path / "pairs" / "test.csv"), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["pairs"]) == len(TEST)
     assert main(["compare", fusion, "--pairs", str(tmp_path / "pairs" / "test.csv")]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == len(TEST)
+    head, *lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == len(TEST) and head[:5] == ["left_id", "right_id", "score", "probability", "verdict"]
+    assert {"title words", "title words adds"} <= set(head) and {len(line) for line in lines} == {len(head)}
+    assert lines[0][:2] == ["l0", "r0"] and 0 <= float(lines[0][head.index("title words")]) <= 1
+    drawn = tmp_path / "why.png"
+    assert main(["compare", fusion, *records, "--figure", str(drawn)]) == 0
+    assert drawn.read_bytes()[:4] == b"\x89PNG" and "price is not known" in capsys.readouterr().out
+    assert main(["compare", fusion, *records, "--figure", str(tmp_path / "why.txt")]) == 2
+    assert "write .png or .svg" in capsys.readouterr().err
+    assert main(["compare", fusion, "--pairs", str(tmp_path / "pairs" / "test.csv"), "--figure", str(drawn)]) == 2
+    assert "draws two records, named by --left and --right" in capsys.readouterr().err
     assert main(["compare", fusion, "--left", "{}"]) == 2
     assert "compare takes --left JSON and --right JSON, or --pairs FILE" in capsys.readouterr().err
 

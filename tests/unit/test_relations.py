@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from prodsim.cli import main
 from prodsim.core import ProdsimError, results_folder, write_json, write_table
 from prodsim.similarity import relations
 from prodsim.similarity.relations import (
@@ -141,7 +142,7 @@ def test_committed_numbers_follow_from_their_pairs():
         relations.relation_pairs({**result, "pairs_file": "none.csv.gz"})
 
 
-def test_a_second_reading_joins_the_stored_one(tmp_path, monkeypatch):
+def test_a_second_reading_joins_the_stored_one(tmp_path, monkeypatch, capsys):
     (stored,) = stored_relations()
     table = relations.relation_pairs(stored, "judged").drop(columns="second")
     sheet = results_folder() / "similarity" / "online-retail.labels2.csv"
@@ -155,6 +156,9 @@ def test_a_second_reading_joins_the_stored_one(tmp_path, monkeypatch):
     table.assign(relation="neither")[["left_id", "right_id", "relation"]].to_csv(tmp_path / "other.csv", index=False)
     with pytest.raises(ProdsimError, match="other.csv: no pair is called complement"):
         relations.add_reading(tmp_path / "other.csv")
-    again = relations.add_reading(sheet)
+    assert main(["relations", "--second", str(sheet)]) == 0
+    said = "97.8% of 275 verdicts are equal, kappa 0.960"
+    assert said in capsys.readouterr().out
+    again = stored_relations()[0]
     assert again["second"]["agreement"] == stored["second"]["agreement"]
     assert relation_differences(stored_relations()[0]) == []
