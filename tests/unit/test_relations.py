@@ -145,12 +145,14 @@ def test_committed_numbers_follow_from_their_pairs():
 def test_a_second_reading_joins_the_stored_one(tmp_path, monkeypatch, capsys):
     (stored,) = stored_relations()
     table = relations.relation_pairs(stored, "judged").drop(columns="second")
+    orders = relations.relation_pairs(stored)
     sheet = results_folder() / "similarity" / "online-retail.labels2.csv"
     monkeypatch.setenv("PRODSIM_RESULTS", str(tmp_path))
     with pytest.raises(ProdsimError, match="no judged pairs are stored"):
         relations.add_reading(tmp_path / "other.csv")
     (tmp_path / "similarity").mkdir()
     write_table(tmp_path / "similarity" / stored["judged_file"], table)
+    write_table(tmp_path / "similarity" / stored["pairs_file"], orders)
     plain = {k: v for k, v in stored.items() if k != "second"}
     write_json(tmp_path / "similarity" / "online-retail.relations.json", plain)
     table.assign(relation="neither")[["left_id", "right_id", "relation"]].to_csv(tmp_path / "other.csv", index=False)
