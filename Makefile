@@ -34,7 +34,7 @@ $(BIN)/python:
 
 $(STAMP): settings.ini setup.py constraints.txt | $(BIN)/python
 	@echo "installing prodsim into $(VENV) (some minutes the first time)"
-	@"$(BIN)/python" -m pip install --disable-pip-version-check --no-input -c constraints.txt -e ".[dev,offline]" | sed -u "/^Requirement already satisfied/d"
+	@"$(BIN)/python" -m pip install --disable-pip-version-check --no-input --no-compile -c constraints.txt -e ".[dev,offline]" | sed -u "/^Requirement already satisfied/d"
 	@"$(BIN)/python" -c "import lightgbm" || { echo "prodsim: lightgbm does not load, see above (libgomp.so.1 missing? on Debian and Ubuntu: apt install libgomp1)" >&2; exit 1; }
 	@touch "$@"
 

@@ -179,6 +179,9 @@ RUNTIME = """
 LIBRARIES = ("torch", "sentence_transformers", "datasets", "sklearn", "lightgbm", "matplotlib.pyplot")
 
 
+LAZILY = {"PIP_NO_COMPILE": "1"}  # bytecode of what is imported is made then; most of what is installed never is
+
+
 def torch_wanted() -> str:
     "The torch that Colab's place holds: PRODSIM_TEST_TORCH, or the one pinned in constraints.txt."
     pinned = re.search(r"^torch==\S+", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
@@ -190,8 +193,8 @@ def colab(tmp_path_factory):
     "A fresh environment with IPython and torch, a stub google.colab, and a copy of the tree to install from."
     home = tmp_path_factory.mktemp("colab")
     subprocess.run([sys.executable, "-m", "venv", home / "venv"], check=True)
-    python = home / "venv/bin/python"
-    subprocess.run([python, "-m", "pip", "install", "-q", "ipython", "matplotlib-inline", torch_wanted()], check=True)
+    command = [home / "venv/bin/python", "-m", "pip", "install", "-q", "ipython", "matplotlib-inline", torch_wanted()]
+    subprocess.run(command, env=os.environ | LAZILY, check=True)
     stub = home / "stub/google/colab"
     stub.mkdir(parents=True)
     (stub / "__init__.py").touch()
@@ -229,7 +232,7 @@ def open_in_colab(chapters: list[list[str]], home: Path, package: Path, librarie
     folder = Path(tempfile.mkdtemp(dir=home))
     (folder / "chapters.json").write_text(json.dumps(chapters))
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "MPLBACKEND")}
-    environment |= {"PYTHONPATH": str(home / "stub"), "PRODSIM_SOURCE": package.as_uri()}
+    environment |= LAZILY | {"PYTHONPATH": str(home / "stub"), "PRODSIM_SOURCE": package.as_uri()}
     command = [home / "venv/bin/python", home / "runtime.py", folder, *libraries]
     result = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
