@@ -69,7 +69,7 @@ def test_readme_code_names_what_there_is():
         if isinstance(node, ast.ImportFrom):
             module = importlib.import_module(node.module)
             assert not [alias.name for alias in node.names if not hasattr(module, alias.name)]
-    commands = re.findall(r"^prodsim (\w+)(.*?)(?:\s+#.*)?$", readme, re.MULTILINE)
+    commands = re.findall(r"^prodsim ([\w-]+)(.*?)(?:\s+#.*)?$", readme, re.MULTILINE)
     assert {command for command, _ in commands} >= {"datasets", "train", "evaluate", "score", "embed"}
     for command, rest in commands:
         shown = subprocess.run([BIN / "prodsim", command, "--help"], capture_output=True, text=True, check=True).stdout
