@@ -4,19 +4,23 @@
 
 # %% auto #0
 __all__ = ['MEASURE', 'FEATURES', 'DEPTH', 'FIELDS', 'SYSTEMS', 'CHINESE', 'word_form', 'search_words', 'Reading', 'Vocabulary',
-           'kind_texts', 'ProductSearch', 'field_names', 'Ranker', 'paired_gain', 'both_readings', 'summarise_search',
-           'chorus_judgments', 'kept_embeddings', 'chorus_catalogue', 'query_folds', 'chorus_search', 'run_search',
-           'search_latency', 'milliseconds', 'stored_searches', 'recomputed', 'summarise_chinese', 'run_search_chinese']
+           'kind_texts', 'TextReader', 'one_thread', 'ProductSearch', 'field_names', 'Ranker', 'paired_gain',
+           'both_readings', 'summarise_search', 'chorus_judgments', 'kept_embeddings', 'chorus_catalogue',
+           'query_folds', 'chorus_search', 'run_search', 'search_latency', 'milliseconds', 'stored_searches',
+           'recomputed', 'summarise_chinese', 'run_search_chinese']
 
 # %% ../nbs/72_retrieval.ipynb #83be48e5
 import json
 import re
+import sys
+import threading
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import blake2b
 from pathlib import Path
 
@@ -37,7 +41,7 @@ from prodsim.core import (
     write_json,
     write_table,
 )
-from .encoders import UNKNOWN_LIMIT, unknown_share
+from .encoders import UNKNOWN_LIMIT, PairModel, reads_ragged, unknown_share
 from .evaluation import ndcg
 from .evidence import note_look
 from .index import known_attribute, passes, read_filters, read_query, sort_keys
@@ -175,6 +179,123 @@ def kind_texts(
         texts.append(" ".join(found[:4]))
     return texts
 
+# %% ../nbs/72_retrieval.ipynb #87e3811a
+def _products(*linear) -> tuple[np.ndarray, np.ndarray]:
+    "Weights of layers side by side, inputs as rows, and their shifts."
+    weights = np.concatenate([m.weight.detach().numpy() for m in linear])
+    return np.ascontiguousarray(weights.T), np.concatenate([m.bias.detach().numpy() for m in linear])
+
+
+def _through(module, x: np.ndarray) -> np.ndarray:
+    "What one of the encoder's own small parts makes of an array."
+    import torch
+
+    return module(torch.from_numpy(x)).numpy()
+
+
+@dataclass
+class TextReader:
+    """Reads a query or a few short texts quickly where an encoder is a plain BERT in fp32 on a CPU.
+
+    The weights are copied (42 MB of the default encoder): an encoder that is trained further needs a new reader."""
+
+    model: PairModel  # of kind bi
+    _layers: list | None = field(default=None, repr=False)  # None: the encoder's own library reads
+
+    def __post_init__(self):
+        "Lay the weights out."
+        import torch
+
+        encoder = self.model.fast()
+        if reads_ragged(encoder) and all(p.dtype is torch.float32 for p in encoder.parameters()):
+            self._layers = [
+                (_products(own.query, own.key, own.value), *map(_products, (after.dense, wide.dense, narrow.dense)),
+                 after.LayerNorm, wide.intermediate_act_fn, narrow.LayerNorm)
+                for layer in encoder[0].auto_model.encoder.layer
+                for own, after in [(layer.attention.self, layer.attention.output)]
+                for wide, narrow in [(layer.intermediate, layer.output)]
+            ]  # fmt: skip
+
+    def embed(
+        self,
+        texts: list[str],
+    ) -> np.ndarray:  # shape (texts, dimensions), rows of length one; as `embed_texts` of the model, to rounding
+        "Embedding of each text."
+        if len(texts) != 1 or self._layers is None:
+            return self.model.embed_texts(texts)
+        vector = self.states(texts)[0].mean(axis=0, keepdims=True)
+        return vector / np.maximum(np.linalg.norm(vector), 1e-12)
+
+    def states(
+        self,
+        texts: list[str],
+    ) -> list[np.ndarray]:  # one a text, shape (tokens, dimensions)
+        "The encoder's last states, those of the two tokens that frame a text at both ends."
+        import torch
+
+        encoder = self.model.fast()
+        if self._layers is None or not texts:
+            read = encoder.encode(texts, output_value="token_embeddings", show_progress_bar=False)
+            return [r.float().cpu().numpy() for r in read]
+        with torch.inference_mode():
+            return self._read(encoder, texts)
+
+    def _read(self, encoder, texts: list[str]) -> list[np.ndarray]:
+        options = {"truncation": True, "max_length": encoder.max_seq_length, "padding": False, "verbose": False}
+        ids, bert = encoder.tokenizer(texts, **options)["input_ids"], encoder[0].auto_model
+        ends, heads = np.cumsum([len(own) for own in ids]), bert.config.num_attention_heads
+        spans = [slice(end - len(own), end) for own, end in zip(ids, ends.tolist(), strict=True)]
+        parts = bert.embeddings
+        words, places, kinds = (
+            own.weight.numpy()
+            for own in (parts.word_embeddings, parts.position_embeddings, parts.token_type_embeddings)
+        )
+        x = words[np.concatenate(ids)] + places[np.concatenate([np.arange(len(own)) for own in ids])] + kinds[0]
+        x = _through(parts.LayerNorm, x)
+        for (into, shift), (mix, mixed), (widen, wide), (narrow, narrowed), norm, bend, last in self._layers:
+            asked, seen = (x @ into + shift).reshape(len(x), 3, heads, -1), np.empty_like(x)
+            for span in spans:
+                query, key, value = asked[span].transpose(1, 2, 0, 3)
+                weights = query @ key.transpose(0, 2, 1) * np.float32(query.shape[-1] ** -0.5)
+                weights = np.exp(weights - weights.max(axis=2, keepdims=True))
+                weights /= weights.sum(axis=2, keepdims=True)
+                seen[span] = (weights @ value).transpose(1, 0, 2).reshape(-1, seen.shape[1])
+            x = _through(norm, seen @ mix + mixed + x)
+            x = _through(last, _through(bend, x @ widen + wide) @ narrow + narrowed + x)
+        return [x[span] for span in spans]
+
+
+_threads = {"lock": threading.Lock(), "asked": 0, "before": []}
+
+
+@cache
+def _thread_pools():
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    "Matrix products on one thread; what was set before comes back when the last who asked for it is done."
+    with _threads["lock"]:
+        if not _threads["asked"]:
+            torch = sys.modules.get("torch")  # whose products count threads of their own
+            before = torch.get_num_threads() if torch else 0
+            pools = _thread_pools().limit(limits=1)
+            if before > 1:
+                torch.set_num_threads(1)
+            _threads["before"] = [pools.restore_original_limits]
+            _threads["before"] += [lambda: torch.set_num_threads(before)] if before > 1 else []
+        _threads["asked"] += 1
+    try:
+        yield
+    finally:
+        with _threads["lock"]:
+            _threads["asked"] -= 1
+            for restore in () if _threads["asked"] else _threads["before"]:
+                restore()
+
 # %% ../nbs/72_retrieval.ipynb #5f01b921
 FEATURES = (
     "words of the title", "words of the description", "words of short attributes", "words of all attributes",
@@ -254,7 +375,8 @@ class ProductSearch:
         n, rest = len(rows), [b for b in besides if b not in set(rows.tolist())]
         rows, fused = np.concatenate([rows, np.array(rest, int)]), 0.0
         for s in [scores["short"], cosines][: 1 + readable]:
-            fused += 1 / (61 + np.searchsorted(np.sort(-s), -s[rows]))
+            larger = np.sort(-(s[s > 0] if s is scores["short"] else s))  # most records share no word with a query
+            fused += 1 / (61 + np.searchsorted(larger, -s[rows]))
         fused = np.zeros(len(rows)) + fused
         order = np.concatenate([np.argsort(-fused[:n], kind="stable"), np.arange(n, len(rows))])
         rows, fused = rows[order], fused[order]
@@ -280,6 +402,12 @@ class ProductSearch:
         "The records' values by attribute: a cell of a DataFrame costs as much as a search."
         return {n: self.records[n].to_numpy(object) for n in self.records}
 
+    @cached_property
+    def _numbered(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        "By attribute the number of each record's value, -1 for none, and the values."
+        texts = {n: [v if isinstance(v, str) else None for v in self.columns[n]] for n in self.names}
+        return {n: pd.factorize(np.array(own, object)) for n, own in texts.items()}
+
     def holds(
         self,
         name: str,  # of `FIELDS`
@@ -291,7 +419,9 @@ class ProductSearch:
         starts, holders = index.scorer.scores["indptr"], index.scorer.scores["indices"]
         for own, at in zip(out, map(index.vocabulary.get, asked), strict=True):
             if at is not None:
-                own[:] = np.isin(rows, holders[starts[at] : starts[at + 1]])
+                marked = np.zeros(index.size, bool)
+                marked[holders[starts[at] : starts[at + 1]]] = True
+                own[:] = marked[rows]
         return out
 
     def evidence(
@@ -367,7 +497,13 @@ class ProductSearch:
         sort: str = "relevance",  # or an attribute, with a minus before it from the largest down
         rerank: bool = True,  # by the ranker and the cross-encoder, where there are
     ) -> dict:  # query, read, results, found, page, pages, facets, notes
-        "Answer a query. Raises ProdsimError for an empty one, and for a filter, sort or page that makes no sense."
+        """Answer a query, on one thread.
+
+        Raises ProdsimError for an empty one, and for a filter, sort or page that makes no sense."""
+        with one_thread():
+            return self._search(text, k, page, filters, sort, rerank)
+
+    def _search(self, text: str, k: int, page: int, filters: Iterable[str], sort: str, rerank: bool) -> dict:
         text, notes = read_query(text)
         if k < 1 or page < 1:
             raise ProdsimError(f"page {page} of {k} results: both start at 1")
@@ -437,9 +573,12 @@ class ProductSearch:
         "Values that many of the found records share; attributes whose values hardly repeat are left out."
         out = {}
         for n in self.names:
-            counts = Counter(v for v in self.columns[n][rows] if isinstance(v, str))
-            if len(counts) > 1 and counts.total() >= 2 * len(counts):
-                out[n] = dict(counts.most_common(most))
+            numbers, values = self._numbered[n]
+            own = numbers[rows]
+            found, first, counts = np.unique(own[own >= 0], return_index=True, return_counts=True)
+            if len(found) > 1 and counts.sum() >= 2 * len(found):
+                kept = np.lexsort([first, -counts])[:most]
+                out[n] = {values[found[i]]: int(counts[i]) for i in kept}
         return out
 
 
@@ -663,7 +802,7 @@ def chorus_search(
     records, names, encoder, vectors = chorus_catalogue(work)
     kept = work / "chorus.npz"
     search = ProductSearch.fit(records, lambda t: kept_embeddings(encoder.embed_texts, t, kept), vectors, names)
-    search.embed, search.tokenizer = encoder.embed_texts, encoder.tokenizer
+    search.embed, search.tokenizer = TextReader(encoder).embed, encoder.tokenizer
     return search
 
 

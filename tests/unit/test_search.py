@@ -7,18 +7,22 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from prodsim.cli import main
 from prodsim.core import ProdsimError, results_folder
+from prodsim.encoders import pretrained
 from prodsim.index import CatalogueIndex
 from prodsim.search import (
     FEATURES,
+    READ_TOKENS,
     RERANKED,
     Floor,
     LateReader,
     ProductSearch,
     Ranker,
     Reranker,
+    TextReader,
     ask,
     both_readings,
     cross_weight,
@@ -26,6 +30,7 @@ from prodsim.search import (
     kind_texts,
     learn_search,
     made_queries,
+    one_thread,
     open_search,
     paired_gain,
     search_differences,
@@ -253,6 +258,57 @@ def test_a_cross_encoder_reads_the_first_again(shop):
         shop, shop.vocabulary.read("x"), np.zeros(RERANKED + 5, int), np.linspace(1, 0, RERANKED + 5)
     )
     assert (np.diff(many) < 0).all()  # who is not read again stays behind who is
+
+
+def test_a_second_reader_stops_when_its_tokens_are_spent(tiny_model):
+    encoder = pretrained(tiny_model, names=("title",))
+    late, text = LateReader(encoder), "bolt laptop silver " * 7
+    n = len(encoder.tokenizer(text)["input_ids"])
+    fits = READ_TOKENS // n
+    assert 1 < fits < RERANKED and Reranker(late, 0.5).within("x", [text] * RERANKED) == fits
+    assert Reranker(late, 0.5).within("x", ["bolt laptop silver " * 900] * 3) >= 1  # a first result is always read
+    assert Reranker(Reads("x"), 0.5).within("x", [text] * 9) == 9
+    cross = Reranker(pretrained(tiny_model, kind="cross", names=("text",), max_length=48), 0.5)
+    assert cross.within("x", [text] * RERANKED) > cross.within("x y " * 30, [text] * RERANKED) >= 1
+
+
+def test_one_text_is_read_as_many_are(tiny_model):
+    encoder = pretrained(tiny_model, names=("title",))
+    reader, texts = TextReader(encoder), ["bolt", "", "acme mx-310 wireless headset", "无线耳机", "headset " * 300]
+    for text in texts:
+        np.testing.assert_allclose(reader.embed([text]), encoder.embed_texts([text]), atol=1e-5)
+    assert reader.embed(texts).shape == (5, 32) and reader.embed([]).shape == (0, 32) and reader.states([]) == []
+    theirs = encoder.encoder.encode(texts, output_value="token_embeddings")
+    for ours, own in zip(reader.states(texts), theirs, strict=True):
+        np.testing.assert_allclose(ours, own.numpy()[: len(ours)], atol=1e-4)
+    slow = TextReader(encoder)
+    slow._layers = None  # an encoder of another kind
+    np.testing.assert_allclose(slow.embed(texts[:1]), reader.embed(texts[:1]), atol=1e-5)
+    np.testing.assert_allclose(slow.states(texts)[0], reader.states(texts)[0], atol=1e-4)
+
+
+def test_threads_come_back_after_a_query():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with one_thread():
+            with one_thread():
+                assert torch.get_num_threads() == 1
+            assert torch.get_num_threads() == 1  # the first who asked is not done
+        assert torch.get_num_threads() == 3
+        with pytest.raises(ZeroDivisionError), one_thread():
+            1 / 0  # noqa: B018
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_facets_count_the_values_of_what_was_found(shop):
+    rows = np.array([8, 0, 4, 1, 5, 9, 2])
+    brands = RECORDS["brand"].iloc[rows].value_counts()
+    assert shop.facets(rows)["brand"] == {"Bolt": 4, "Acme": 3} == brands.to_dict()
+    assert list(shop.facets(rows[::-1])["brand"]) == ["Bolt", "Acme"] and shop.facets(rows, 1)["brand"] == {"Bolt": 4}
+    assert "title" not in shop.facets(rows) and shop.facets(np.array([], int)) == {}
 
 
 def test_the_weight_of_the_cross_encoder_is_earned():
