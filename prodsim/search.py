@@ -156,7 +156,7 @@ class Floor:
 
 # %% ../nbs/73_search.ipynb #6e1eeba1
 RERANKED = 20  # results that a second reader reads again, at most
-READ_TOKENS = 224  # of them, in all: what a core reads in a tenth of a second
+READ_TOKENS = 192  # of them, in all: what a core reads in less than a tenth of a second
 CROSS_TOKENS = 48  # of query and product, for a cross-encoder
 _WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of its word; 0: it is not listened to
 
