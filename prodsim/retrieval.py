@@ -887,7 +887,9 @@ def _cross_validate(features: list, grades: list, fold: np.ndarray) -> tuple[dic
     return out, chosen
 
 
-def _listed(records, query: str, rows, n: int, own: dict, whole: dict, learned: dict) -> pd.DataFrame:
+def _listed(
+    records, query: str, rows, n: int, own: dict, whole: dict, learned: dict, systems: tuple = SYSTEMS
+) -> pd.DataFrame:
     "Judged products and each system's first ten, with scores and ranks."
     columns = dict(whole)
     for s, values in learned.items():
@@ -897,7 +899,7 @@ def _listed(records, query: str, rows, n: int, own: dict, whole: dict, learned: 
     first |= {s: np.argsort(-v, kind="stable")[:10] for s, v in whole.items()}
     at = np.unique(np.concatenate([list(own), *first.values()]).astype(int))
     frame = {"query": query, "id": records["id"].to_numpy()[at], "grade": [own.get(int(i), np.nan) for i in at]}
-    for s in SYSTEMS:
+    for s in systems:
         rank = {int(i): r for r, i in enumerate(first[s], 1)}
         frame[s] = [float(np.format_float_positional(np.float32(v))) for v in columns[s][at]]
         frame[f"{s} rank"] = [rank.get(int(i), np.nan) for i in at]

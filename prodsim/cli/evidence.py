@@ -24,6 +24,7 @@ STORED = {  # kind of result → module, what lists them, what recomputes one an
     "runs": ("prodsim.evidence", "stored", "differences"),
     "candidates": ("prodsim.candidates", "stored_candidates", "candidate_differences"),
     "index": ("prodsim.index", "stored_scale", "scale_differences"),
+    "dedupe": ("prodsim.index", "stored_dedupe", "dedupe_differences"),
     "search": ("prodsim.search", "stored_searches", "search_differences"),
     "faults": ("prodsim.quality.faults", "results_of", "fault_differences"),
     "dimensions": ("prodsim.similarity.worth", "stored_worth", "worth_differences"),
@@ -269,12 +270,19 @@ def _bench_index(
     kind: Annotated[list[str] | None, typer.Option(help="of index; repeat; default: flat, hnsw and ivf")] = None,
     work: Annotated[Path, typer.Option(help="where titles and vectors are kept")] = Path("_run/vectors"),
     store: Annotated[bool, typer.Option("--store", help="keep the table among the results")] = False,
+    dedupe: Annotated[
+        bool, typer.Option("--dedupe", help="instead: group PriceRunner's titles without labels")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     "Measure how search scales: build time, memory, recall at 10, one-thread latency of flat, HNSW and IVF."
     from prodsim.engine import bench_index
-    from prodsim.index import KINDS_COMPARED
+    from prodsim.index import KINDS_COMPARED, run_dedupe
 
+    if dedupe:
+        result = run_dedupe()
+        print_result(result, as_json, [{"category": c, **row} for c, row in result["parts"].items()])
+        return
     measured = bench_index(products, layers, tuple(kind or KINDS_COMPARED), work, store=store)
     columns = ["kind", "seconds", "bytes", "effort", "recall", "p50_ms", "p99_ms", "cpu_p99_ms"]
     took = sum(measured["embedding"]["cpu_seconds"])
@@ -305,21 +313,22 @@ def _bench_search(
     cross: Annotated[bool, typer.Option("--cross", help="a cross-encoder that reads the first results again")] = False,
     floor: Annotated[bool, typer.Option("--floor", help="what is refused by a floor without judgments")] = False,
     latency: Annotated[bool, typer.Option("--latency", help="what a query takes, in every way to answer")] = False,
+    made: Annotated[bool, typer.Option("--made", help="a ranker of queries made from titles and attributes")] = False,
     model: Annotated[str | None, typer.Option(help="a Chinese encoder for a row by meaning, with --chinese")] = None,
     as_json: Json = False,
 ) -> None:
     "Measure every step of search on judged queries, cross-validated by query; stored among the results."
-    from prodsim.search import run_cross, run_floor, run_latency, run_search, run_search_chinese
+    from prodsim.search import run_cross, run_floor, run_latency, run_made, run_search, run_search_chinese
 
     if model is not None and not chinese:
         raise ProdsimError(f"--model {model}: only the Chinese rows take one, give --chinese")
-    if chinese + cross + floor + latency > 1:
-        raise ProdsimError("--chinese, --cross, --floor and --latency are measurements of their own: give one")
+    if chinese + cross + floor + latency + made > 1:
+        raise ProdsimError("--chinese, --cross, --floor, --latency and --made are measurements of their own: give one")
     if chinese:
         result = run_search_chinese(model)
     else:
-        measure = run_cross if cross else run_floor if floor else run_latency if latency else run_search
-        result = measure()
+        chosen = ((cross, run_cross), (floor, run_floor), (latency, run_latency), (made, run_made), (True, run_search))
+        result = next(measure for asked, measure in chosen if asked)()
     plain = [
         {"system": s, **{k: v for k, v in r.items() if isinstance(v, float)}} for s, r in result["systems"].items()
     ]

@@ -131,8 +131,14 @@ def _similar(
     _print_found(found, as_json)
 
 
+def _counted(values: dict[str, int], most: int = 5) -> str:
+    "The most frequent values of an attribute and how often each was found, on one line."
+    told = [f"{v if len(v) <= 24 else v[:23] + '…'} ({n})" for v, n in list(values.items())[:most]]
+    return ", ".join(told) + (", …" if len(values) > most else "")
+
+
 def _print_found(found: dict, as_json: bool) -> None:
-    "What was found, by its first attribute; the notes of the reader of queries under it."
+    "What was found, by its first attribute; notes of the reader of queries and shared values under it."
     from rich.markup import escape
 
     rows = []
@@ -140,6 +146,7 @@ def _print_found(found: dict, as_json: bool) -> None:
         shown = next((v for n, v in r["record"].items() if v and n != "id"), "")
         rows.append({"id": escape(r["id"]), "score": r["score"], **r["dimensions"], "record": escape(shown[:80])})
     said = list(found["notes"] or ([] if rows else ["nothing found"]))
+    said += [f"{name}: {_counted(values)}" for name, values in found.get("facets", {}).items()]
     if found.get("pages", 1) > 1:
         said.append(f"page {found['page']} of {found['pages']}, {found['found']} found")
     print_result(found, as_json, rows, said="\n".join(said))
@@ -148,14 +155,19 @@ def _print_found(found: dict, as_json: bool) -> None:
 @room.command("learn-search")
 def _learn_search(
     folder: Folder,
-    judgments: Annotated[Path, typer.Argument(help=".csv with query, id and grade (0 to 3)")],
+    judgments: Annotated[Path | None, typer.Argument(help=".csv with query, id and grade (0 to 3)")] = None,
+    made: Annotated[bool, typer.Option("--made", help="instead: queries made from titles and attributes")] = False,
     unjudged: Annotated[float, typer.Option(min=0, max=1, help="weight of products nobody judged, taken as 0")] = 0.1,
-    rerank: Annotated[str, typer.Option(help="trees; late or cross: who reads the first results again")] = "trees",
+    rerank: Annotated[
+        str, typer.Option(help="trees; late or cross: who reads the first results again, slower")
+    ] = "trees",
     as_json: Json = False,
 ) -> None:
     "Train the ranker of an index from graded results; it and its floor are kept in the folder."
     from prodsim.search import learn_search
 
+    if (judgments is None) != made:
+        raise ProdsimError("learn-search takes one of JUDGMENTS.csv and --made: queries from the catalogue itself")
     report = learn_search(folder, judgments, unjudged, rerank)
     said = f"{folder}: ranker of {report['queries']} queries and {report['judgments']} judgments"
     if "weight" in report:
@@ -198,9 +210,14 @@ def _demo(
 def _dedupe(
     catalogue: Annotated[str, typer.Argument(help="records: a file, pricerunner or chorus")],
     model: Annotated[
-        str | None, typer.Option(help="a trained model of any kind, or a published encoder with --threshold")
+        str | None,
+        typer.Option(
+            help="a trained model, or a published encoder with --threshold; default: words and numbers of titles"
+        ),
     ] = None,
-    threshold: Annotated[float | None, typer.Option(help="score of one product; default: the model's own")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="score of one product; default: the model's own, .45 without")
+    ] = None,
     k: Annotated[int, typer.Option("--k", min=1, help="candidates a record")] = 10,
     out: Annotated[Path | None, typer.Option(help=".csv with id and cluster")] = None,
     as_json: Json = False,
@@ -211,23 +228,22 @@ def _dedupe(
     from prodsim.core import atomic_file
     from prodsim.data import load_records
     from prodsim.encoders import load_model, pretrained
-    from prodsim.index import dedupe_records
+    from prodsim.index import PLAIN_THRESHOLD, dedupe_records, plain_judge
 
     if out is not None:
         check_suffix("--out", out, ".csv")
-    if model is None:
-        raise ProdsimError(
-            "dedupe needs a model that says which pairs are one product: give --model, as from "
-            "prodsim train PAIRS --kind comparisons --out runs/trees, or a published encoder with --threshold"
-        )
     records = load_records(catalogue).to_pandas()
-    names = [c for c in records if c != "id"]
-    judge = load_model(model) if (Path(model) / "run.json").is_file() else pretrained(model, names=names)
-    threshold = judge.threshold if threshold is None else threshold
-    if threshold is None:
-        raise ProdsimError(f"{model} has no threshold of its own: give --threshold, chosen on labelled pairs")
-    embed = judge.embed if judge.kind == "bi" else None
-    clusters, conflicts, scored = dedupe_records(records, judge.score, threshold, embed, k)
+    if model is None:
+        score, embed = plain_judge(records), None
+        threshold = PLAIN_THRESHOLD if threshold is None else threshold
+    else:
+        names = [c for c in records if c != "id"]
+        judge = load_model(model) if (Path(model) / "run.json").is_file() else pretrained(model, names=names)
+        threshold = judge.threshold if threshold is None else threshold
+        if threshold is None:
+            raise ProdsimError(f"{model} has no threshold of its own: give --threshold, chosen on labelled pairs")
+        score, embed = judge.score, judge.embed if judge.kind == "bi" else None
+    clusters, conflicts, scored = dedupe_records(records, score, threshold, embed, k)
     sizes = clusters.groupby("cluster")["id"].agg(list)
     if out is not None:
         with atomic_file(out) as path:
@@ -247,6 +263,11 @@ def _dedupe(
         f"{catalogue}: {len(clusters):,} records, {len(sizes):,} clusters, {scored:,} pairs scored; "
         f"{len(conflicts) - len(cut)} pairs inside called different, {len(cut)} matches cut"
     )
+    if model is None:
+        said += (
+            "\nno --model: judged by words and numbers of titles; a model learned from labelled pairs is surer: "
+            "prodsim train PAIRS --kind comparisons --out runs/trees"
+        )
     print_result({**counts, "results": results, "cut": cut}, as_json, shown, said=said)
 
 # %% ../../nbs/cli/40_search.ipynb #1b6eac5f

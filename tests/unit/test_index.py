@@ -13,6 +13,7 @@ from prodsim.cli import main
 from prodsim.core import ProdsimError
 from prodsim.engine import EngineIndex
 from prodsim.index import (
+    PLAIN_THRESHOLD,
     CatalogueIndex,
     dedupe_records,
     exact_neighbours,
@@ -24,10 +25,12 @@ from prodsim.index import (
     needed_effort,
     neighbour_recall,
     partial_titles,
+    plain_judge,
     read_query,
     reorder,
     scale_differences,
     stored_scale,
+    summarise_dedupe,
     vector_index,
 )
 
@@ -406,6 +409,24 @@ def test_commands(tmp_path, tiny_model, capsys, monkeypatch):
         capsys, "dedupe", "shelf.csv", "--model", tiny_model, "--threshold", 2, "--out", "c.csv", "--json"
     )
     assert code == 0 and json.loads(out)["clusters"] == 5 and len(pd.read_csv("c.csv")) == 5
+    twins = ["Acme MX-310 headset black", "acme headset mx-310, black", "Acme MX-320 headset black", "oak desk"]
+    pd.DataFrame({"id": list("abcd"), "title": twins}).to_csv("twins.csv", index=False)
+    told = json.loads(run(capsys, "dedupe", "twins.csv", "--json")[1])  # without a model
+    assert [r["ids"] for r in told["results"]] == [["a", "b"]] and told["clusters"] == 3
+    assert "prodsim train PAIRS" in run(capsys, "dedupe", "twins.csv")[1]
+
+
+def test_a_judge_without_labels_reads_rare_words_and_numbers():
+    records = pd.DataFrame({"id": list("abcd"), "title": ["tv 55 inch x9", "x9 tv 55 inch", "tv 43 inch x9", None]})
+    score = plain_judge(records)
+    ends = pd.DataFrame({"left_title": records["title"].iloc[[0, 0, 0, 3]].tolist()})
+    same, other, none, both = score(ends.assign(right_title=records["title"].iloc[[1, 2, 3, 3]].tolist()))
+    assert same == pytest.approx(1) and other < PLAIN_THRESHOLD < same and none == both == 0
+    assert plain_judge(records.assign(title="!"))(ends.assign(right_title="!")).tolist() == [0, 0, 0, 0]
+    rows = [("A", i, c, p) for i, (c, p) in enumerate([(0, 0), (0, 0), (0, 1), (1, 1)])]
+    told = summarise_dedupe(pd.DataFrame(rows, columns=["category", "id", "cluster", "product"]))
+    assert told["A"] == {"records": 4, "products": 2, "clusters": 2, "precision": 1 / 3, "recall": 0.5}
+    assert told["unseen"] == told["A"]
 
 
 @pytest.mark.parametrize(
@@ -421,13 +442,14 @@ def test_commands(tmp_path, tiny_model, capsys, monkeypatch):
         (["index", "twice.csv", "--out", "ix"], "stands for another record"),
         (["index", "shelf.csv", "--out", "ix", "--attribute", "colour"], "no attribute 'colour'"),
         (["dedupe", "shelf.csv", "--model", "missing/model/folder"], "missing/model/folder"),
-        (["dedupe", "shelf.csv"], "prodsim train PAIRS --kind comparisons"),
+        (["dedupe", "ids.csv"], "no attributes beside the id"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch, args, part):
     monkeypatch.chdir(tmp_path)
     RECORDS.to_csv("shelf.csv", index=False)
     pd.concat([RECORDS, RECORDS.tail(1).assign(id="a")]).to_csv("twice.csv", index=False)
+    RECORDS[["id"]].to_csv("ids.csv", index=False)
     code, out, err = run(capsys, *args)
     assert code == 2 and out == "" and err.count("\n") == 1 and part in err
     assert not os.path.exists("ix")

@@ -1,6 +1,7 @@
 """Search: queries mended only where the catalogue says so, right pages, and one clear answer to every odd query."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -29,6 +30,7 @@ from prodsim.search import (
     kept_embeddings,
     kind_texts,
     learn_search,
+    made_judgments,
     made_queries,
     one_thread,
     open_search,
@@ -260,6 +262,20 @@ def test_a_cross_encoder_reads_the_first_again(shop):
     assert (np.diff(many) < 0).all()  # who is not read again stays behind who is
 
 
+def test_made_queries_are_graded_by_titles_and_attributes(shop):
+    table = made_judgments(shop, 40)
+    title = RECORDS.set_index("id")["title"]
+    assert not table.duplicated(["query", "id"]).any() and {1, 3} <= set(table["grade"]) <= {0, 1, 3}
+    of_attributes = table[table["query"].duplicated(keep=False)]  # part of an amount may stand in a made title
+    for query, i, grade in of_attributes.itertuples(index=False):
+        held = set(search_words(query)) <= set(search_words(title[i]))
+        assert held or grade < 3 or query.startswith("小米")  # a brand that titles leave out
+    assert made_judgments(shop, 40).equals(table)
+    with pytest.raises(ProdsimError, match="they have no words"):
+        empty = RECORDS.head(3).assign(title="!", description=None, brand=None, price=None)
+        made_judgments(ProductSearch.fit(empty, embed, embed(["a"] * 3)))
+
+
 def test_a_second_reader_stops_when_its_tokens_are_spent(tiny_model):
     encoder = pretrained(tiny_model, names=("title",))
     late, text = LateReader(encoder), "bolt laptop silver " * 7
@@ -356,12 +372,21 @@ def test_a_folder_is_searched_and_follows_its_index(tmp_path, tiny_model, capsys
     assert main(["search", str(folder), "laptpo", "--filter", "brand=Bolt", "--k", "2", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert {"id", "score", "dimensions"} <= set(told["results"][0]) and told["pages"] >= 2
+    assert main(["search", str(folder), "bolt headset"]) == 0
+    brands = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("brand: "))
+    counts = {v: int(n) for v, n in re.findall(r"(\w+) \((\d+)\)", brands)}
+    assert counts == open_search(folder).search("bolt headset")["facets"]["brand"]
     left = RECORDS[RECORDS["id"] != first["results"][0]["id"]]
     asked = (("laptop", "laptop"), ("headset", "headset"))
     table = [(q, i, 3 * (w in t)) for q, w in asked for i, t in zip(left["id"], left["title"], strict=True)]
     pd.DataFrame(table, columns=["query", "id", "grade"]).to_csv(tmp_path / "j.csv", index=False)
     assert learn_search(folder, tmp_path / "j.csv")["queries"] == 2
     assert open_search(folder).ranker is not None
+    assert main(["learn-search", str(folder), "--made", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["queries"] > 20 and open_search(folder).ranker is not None
+    for both in ([], ["j.csv", "--made"]):
+        assert main(["learn-search", str(folder), *both]) == 2 and "takes one of" in capsys.readouterr().err
     for wrong, told in (("query,id\n", "no column 'grade'"), ("query,id,grade\nx,zz,1\n", "no record with id 'zz'"),
                         ("query,id,grade\nx,p1,9\n", "grades are")):  # fmt: skip
         (tmp_path / "j.csv").write_text(wrong)
