@@ -202,7 +202,7 @@ def _pair(
 
     check_new(out)
     options = {"matches": matches, "non_matches": non_matches, "strata": strata, "seed": seed}
-    pairs, report = pair_records(load_records(records), product, attribute, shares=_shares(shares), **options)
+    pairs, report = pair_records(load_records(records), product, attribute, shares=_three_shares(shares), **options)
     report = {"data": records, "product": product, **options, **report}
     with atomic_dir(out) as folder:
         save_pairs(pairs, folder)
@@ -212,7 +212,8 @@ def _pair(
     print_result(report, as_json, rows, ["split", "rows", "positives", "records", "products"], said)
 
 
-def _shares(text: str) -> list[float]:
+def _three_shares(text: str) -> list[float]:
+    "What --shares says. Raises ProdsimError if it is not three numbers."
     try:
         return [float(share) for share in text.split(":")]
     except ValueError:
@@ -238,7 +239,7 @@ def _split(
     from prodsim.quality.split import split_pairs
 
     check_new(out)
-    wanted = _shares(shares)
+    wanted = _three_shares(shares)
     splits, report = split_pairs(load_pairs(data), by, column, wanted, strata, seed)
     report = {"data": data, **report}
     with atomic_dir(out) as folder:
