@@ -208,13 +208,22 @@ class TextReader:
 
         encoder = self.model.fast()
         if reads_ragged(encoder) and all(p.dtype is torch.float32 for p in encoder.parameters()):
-            self._layers = [
+            layers = [
                 (_products(own.query, own.key, own.value), *map(_products, (after.dense, wide.dense, narrow.dense)),
                  after.LayerNorm, wide.intermediate_act_fn, narrow.LayerNorm)
                 for layer in encoder[0].auto_model.encoder.layer
                 for own, after in [(layer.attention.self, layer.attention.output)]
                 for wide, narrow in [(layer.intermediate, layer.output)]
             ]  # fmt: skip
+            sizes = np.cumsum([weights.size for own in layers for weights, _ in own[:4]])
+            places = iter(np.split(np.empty(sizes[-1], np.float32), sizes[:-1]))  # one large array lies in huge pages
+
+            def placed(weights: np.ndarray) -> np.ndarray:
+                place = next(places).reshape(weights.shape)
+                place[:] = weights
+                return place
+
+            self._layers = [(*((placed(w), shift) for w, shift in own[:4]), *own[4:]) for own in layers]
 
     def embed(
         self,
@@ -250,10 +259,11 @@ class TextReader:
             own.weight.numpy()
             for own in (parts.word_embeddings, parts.position_embeddings, parts.token_type_embeddings)
         )
-        x = words[np.concatenate(ids)] + places[np.concatenate([np.arange(len(own)) for own in ids])] + kinds[0]
-        x = _through(parts.LayerNorm, x)
+        x = np.zeros((-(-ends[-1] // 4) * 4, words.shape[1]), np.float32)  # products take four rows at a time
+        x[: ends[-1]] = words[np.concatenate(ids)] + places[np.concatenate([np.arange(len(own)) for own in ids])]
+        x = _through(parts.LayerNorm, x + kinds[0])
         for (into, shift), (mix, mixed), (widen, wide), (narrow, narrowed), norm, bend, last in self._layers:
-            asked, seen = (x @ into + shift).reshape(len(x), 3, heads, -1), np.empty_like(x)
+            asked, seen = (x @ into + shift).reshape(len(x), 3, heads, -1), np.zeros_like(x)
             for span in spans:
                 query, key, value = asked[span].transpose(1, 2, 0, 3)
                 weights = query @ key.transpose(0, 2, 1) * np.float32(query.shape[-1] ** -0.5)
