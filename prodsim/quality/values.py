@@ -284,20 +284,21 @@ def check_values(
                 detail = ", ".join(f"{k} {v:,}" for k, v in counts.items())
                 out.append(finding("warning", f"currencies_mixed:{name}", len(odd), n, shown, "records", detail))
         if kinds[name] in ("text", "category", "number"):
-            out += _mixed_units(records, name)
+            out += _mixed_units(records, name, alone=kinds[name] != "text")
     return out
 
 
-def _mixed_units(records: pd.DataFrame, name: str) -> list[dict]:
-    "Dimensions that one column writes in several units."
+def _mixed_units(records: pd.DataFrame, name: str, alone: bool) -> list[dict]:
+    "Dimensions that one column writes in several units; alone: it holds amounts, and `g` is no part of a name there."
     text = records[name].dropna()
     text = text.sample(min(len(text), 50_000), random_state=0)
     lower = text.astype("string").str.lower()
     odd, rows, details = np.zeros(len(text), dtype=bool), [], []
     for units in _UNITS.values():
+        forms = {u: f"{p}|{_ALONE[u]}" if alone and u in _ALONE else p for u, (p, _) in units.items()}
         hits = {
             u: lower.str.contains(rf"\d\s?-?(?:{p})(?![a-z])", regex=True).to_numpy(dtype=bool)
-            for u, (p, _) in units.items()
+            for u, p in forms.items()
         }
         total = sum(h.sum() for h in hits.values())
         counts = {u: int(h.sum()) for u, h in hits.items() if total >= 10 and h.sum() >= max(3, 0.02 * total)}
