@@ -169,11 +169,11 @@ def _inside(values: pd.Series, kind: str, low: float, high: float) -> pd.Series:
     return numbers.isna() | numbers.between(low, high) | ((numbers <= 0) & (low > 1e-300))
 
 
-def _usual(values: pd.Series, kind: str) -> str:
+def _usual(name: str, values: pd.Series, kind: str) -> str:
     "The usual range in words."
-    numbers, thing = column_numbers(values, kind)
-    low, high = usual_range(numbers)
-    return f"Usual is {low:,.3g} to {high:,.3g}" + (f" {_COMMON[thing]}" if thing else "")
+    thing, (low, high) = column_numbers(values, kind)[1], number_limits(name, values, kind)["number_far_out"]
+    least, most = (f"{limit:,.0f}" if limit >= 100 else f"{limit:.3g}" for limit in (low, high))
+    return f"Usual is {'up' if low < 0 else least} to {most}" + (f" {_COMMON[thing]}" if thing else "")
 
 # %% ../../nbs/quality/11_values.ipynb #f7e6c542
 def value_schema(
@@ -252,7 +252,7 @@ def check_values(
             where = records["where"].iloc[rows].astype(str)
             about = {"level": "warning", "detail": ""}
             if check == "number_far_out":
-                about = {"level": "note", "detail": _usual(records[column], kinds[column])}
+                about = {"level": "note", "detail": _usual(column, records[column], kinds[column])}
             out.append(
                 finding(
                     name=f"{check}:{column}",
