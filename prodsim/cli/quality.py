@@ -215,6 +215,46 @@ def _clean(
     print_result(done, as_json, rows, columns, f"{out}: {len(cleaned):,} rows")
 
 # %% ../../nbs/cli/30_quality.ipynb #aae83f8e
+@room.command("pair")
+def _pair(
+    records: Annotated[str, typer.Argument(help="offers: .csv, .tsv, .jsonl or .parquet, or pricerunner")],
+    product: Annotated[str, typer.Option(help="the column that tells the product of an offer")],
+    out: Annotated[Path, typer.Option(help="folder for train.csv, valid.csv, test.csv and pairs.json; a new one")],
+    attribute: Annotated[
+        list[str] | None, typer.Option(help="an attribute of the pairs; repeat; default: every column but the product")
+    ] = None,
+    matches: Annotated[int, typer.Option(min=1, help="of one product at most")] = 10,
+    non_matches: Annotated[int, typer.Option(min=1, help="nearest offers of other products, for each offer")] = 2,
+    strata: Annotated[str | None, typer.Option(help="a column of which each split gets its share")] = None,
+    shares: Annotated[str, typer.Option(help="train:valid:test")] = "3:1:1",
+    seed: Annotated[int, typer.Option(min=0, help="of the split and of what is drawn")] = 0,
+    as_json: Json = False,
+) -> None:
+    "Make labelled pairs of offers whose products are known, no product in two splits; then: prodsim train OUT."
+    from prodsim.core import atomic_dir, write_json
+    from prodsim.data import load_records, save_pairs
+    from prodsim.quality.repair import pair_records
+
+    check_new(out)
+    options = {"matches": matches, "non_matches": non_matches, "strata": strata, "seed": seed}
+    pairs, report = pair_records(load_records(records), product, attribute, shares=_three_shares(shares), **options)
+    report = {"data": records, "product": product, **options, **report}
+    with atomic_dir(out) as folder:
+        save_pairs(pairs, folder)
+        write_json(folder / "pairs.json", report)
+    rows = [{"split": name, **part} for name, part in report["splits"].items()]
+    said = f"{out}: of {report['records']:,} records {report['left_out']:,} left out (no product, no text, or repeated)"
+    print_result(report, as_json, rows, ["split", "rows", "positives", "records", "products"], said)
+
+
+def _three_shares(text: str) -> list[float]:
+    "What --shares says. Raises ProdsimError if it is not three numbers."
+    try:
+        return [float(share) for share in text.split(":")]
+    except ValueError:
+        raise ProdsimError(f"--shares {text}: three numbers with colons between them, as in 3:1:1") from None
+
+
 @room.command("split")
 def _split(
     data: Data,
@@ -234,10 +274,7 @@ def _split(
     from prodsim.quality.split import split_pairs
 
     check_new(out)
-    try:
-        wanted = [float(share) for share in shares.split(":")]
-    except ValueError:
-        raise ProdsimError(f"--shares {shares}: three numbers with colons between them, as in 3:1:1") from None
+    wanted = _three_shares(shares)
     splits, report = split_pairs(load_pairs(data), by, column, wanted, strata, seed)
     report = {"data": data, **report}
     with atomic_dir(out) as folder:

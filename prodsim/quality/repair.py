@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNITS', 'FLUID_WORDS', 'RULES', 'RATER', 'clean_steps', 'clean_text', 'clean', 'restore', 'deduplicate',
            'deduplicate_records', 'resolve_conflicts', 'majority_vote', 'label_by_raters', 'rebalance',
-           'hard_negatives', 'repair_labels']
+           'hard_negatives', 'pair_records', 'repair_labels']
 
 # %% ../../nbs/quality/20_repair.ipynb #f8c43113
 import html
@@ -15,15 +15,16 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from functools import lru_cache
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
-from ..core import ProdsimError
-from ..data import attributes
-from .split import record_keys
+from ..core import ProdsimError, hash_text
+from ..data import attributes, components
+from .split import record_keys, split_records
 
 # %% ../../nbs/quality/20_repair.ipynb #fd6b2385
 _HAN = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -615,6 +616,62 @@ def hard_negatives(
                     found[tuple(sorted((start + row, int(column))))] = score
     rows = sorted(((a, b, score) for (a, b), score in found.items()), key=lambda pair: (-pair[2], pair[:2]))
     return pd.DataFrame(rows, columns=["left", "right", "score"])
+
+# %% ../../nbs/quality/20_repair.ipynb #5d0c7a12
+def pair_records(
+    records: Dataset | pd.DataFrame,  # one offer a row
+    product: str,  # the column that tells the product; an offer that has none there is left out
+    names: Sequence[str] | None = None,  # attributes of the pairs; None: every column but id and product
+    matches: int = 10,  # of one product at most: many offers of one would drown the others
+    non_matches: int = 2,  # an offer's nearest offers of other products
+    strata: str | None = None,  # a column of which each split gets its share
+    shares: Sequence[float] = (3, 1, 1),  # train, valid, test, in any unit; 0 leaves valid or test out
+    seed: int = 0,  # of the split, and of the matches where there are more than wanted
+    ceiling: float = 0.95,  # of `hard_negatives`
+) -> tuple[DatasetDict, dict]:  # pairs; splits: rows, positives, records, products of each, and records left out
+    """Labelled pairs, no product and no text in two splits, of records whose products are known.
+
+    Raises ProdsimError for a column that is missing or names the product and is asked for as an attribute, and for a
+    split in which no product has two different records."""
+    frame = (records if isinstance(records, pd.DataFrame) else records.to_pandas()).reset_index(drop=True)
+    for name in (product, *(names or ()), *([strata] if strata else [])):
+        if name not in frame:
+            raise ProdsimError(f"no column {name!r} in the records; there is {', '.join(map(str, frame.columns))}")
+    names = list(names or [n for n in frame if n not in ("id", product)])
+    if product in names or not names:
+        raise ProdsimError(f"pairs need an attribute besides {product!r}, which says the label")
+    texts = frame.loc[frame[product].notna(), names].fillna("").astype(str)
+    owner, whole = frame[product].astype(str), texts.agg("\n".join, axis=1)
+    twice = (owner[texts.index] + "\n" + whole).duplicated()  # one product's equal offers teach nothing
+    texts = texts[(whole.str.strip() != "") & ~twice]
+    ids = frame["id"].astype(str) if "id" in frame else whole.map(hash_text)
+    kinds = frame.loc[texts.index, strata] if strata else None
+    pairs, report = {}, {"records": len(frame), "left_out": len(frame) - len(texts), "splits": {}}
+    places = np.arange(len(texts))
+    firsts = [pd.Series(places).groupby(v[texts.index].to_numpy()).transform("first") for v in (owner, whole)]
+    together = components(len(texts), np.tile(places, 2), np.concatenate(firsts))  # by product, and by equal text
+    for split, part in split_records(texts, together, kinds, shares, seed).items():
+        rng = np.random.default_rng((seed, len(part)))
+        both: list[tuple[int, int]] = []
+        for rows in owner[part.index].groupby(owner[part.index].to_numpy()).indices.values():
+            of_one = list(combinations(rows.tolist(), 2))
+            some = rng.choice(len(of_one), min(matches, len(of_one)), replace=False)
+            both += [of_one[i] for i in sorted(some)]
+        if not both:
+            raise ProdsimError(f"split {split}: no two different records share a {product!r}, so none match")
+        others = hard_negatives(whole[part.index].tolist(), owner[part.index], non_matches, ceiling=ceiling)
+        rows = np.array(both + others[["left", "right"]].to_numpy().tolist())
+        order, table = rng.permutation(len(rows)), {}
+        for side, at in zip(("left", "right"), rows[order].T, strict=True):
+            chosen = part.iloc[at]
+            table[f"{side}_id"] = ids[chosen.index].tolist()
+            table |= {f"{side}_{n}": [value or None for value in chosen[n]] for n in names}
+        label = np.repeat([1, 0], [len(both), len(others)])[order]
+        pairs[split] = Dataset.from_dict({**table, "label": label.tolist()})
+        products = owner[part.index].nunique()
+        size = {"rows": len(rows), "positives": len(both), "records": len(part), "products": products}
+        report["splits"][split] = size
+    return DatasetDict(pairs), report
 
 # %% ../../nbs/quality/20_repair.ipynb #d393dc47
 def repair_labels(

@@ -11,6 +11,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import textwrap
 import time
 import tomllib
 from pathlib import Path
@@ -22,6 +24,7 @@ import typer
 import yaml
 from fastcore.docments import docments
 from nbdev.cli import nbdev_filter
+from warm import WarmKernels
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -374,7 +377,18 @@ def test_reference_page_shows_what_holds_now(name, tmp_path):
 # What a run shows
 
 
-def run(name: str, folder: Path, **values) -> tuple[dict, float]:
+@pytest.fixture(scope="session")
+def warm() -> str:
+    "The name of a kernel that begins with the heavy libraries imported."
+    folder = Path(tempfile.mkdtemp(prefix="warm-"))
+    warm_kernels = WarmKernels(folder)
+    yield "warm"
+    warm_kernels.server.stdin.close()
+    warm_kernels.server.wait(timeout=30)
+    shutil.rmtree(folder)
+
+
+def run(name: str, folder: Path, kernel: str = "python3", **values) -> tuple[dict, float]:
     "Execute a chapter with papermill as it would run in nbs/, but writing beside a copy; returns it and its seconds."
     shutil.copytree(ROOT / "nbs", folder / "nbs", ignore=shutil.ignore_patterns(".*", "*.ipynb"))
     begun = time.perf_counter()
@@ -384,7 +398,7 @@ def run(name: str, folder: Path, **values) -> tuple[dict, float]:
             PATHS[name],
             folder / "executed.ipynb",
             parameters=values,
-            kernel_name="python3",
+            kernel_name=kernel,
             cwd=folder / "nbs",
             progress_bar=False,
             extra_arguments=["--IPKernelApp.log_level=40"],  # else each kernel warns that it talks over TCP
@@ -393,6 +407,51 @@ def run(name: str, folder: Path, **values) -> tuple[dict, float]:
         if backend:
             os.environ["MPLBACKEND"] = backend
     return json.loads((folder / "executed.ipynb").read_text(encoding="utf-8")), time.perf_counter() - begun
+
+
+def test_warm_kernel_is_a_process_of_its_own(warm, monkeypatch, tmp_path):
+    "It runs in the folder it was started in, draws into the page, has still to import prodsim, and keeps its changes."
+    code = """
+        import os, sys
+        import matplotlib.pyplot as plt
+        mark = os.environ.pop("PRODSIM_TEST_MARK", None)
+        ours = [m for m in sys.modules if m.startswith("prodsim")]
+        print(repr([os.getcwd(), mark, "torch" in sys.modules, ours, "inline" in plt.get_backend(), os.getpid()]))
+    """
+    monkeypatch.setenv("PRODSIM_TEST_MARK", "here")
+    monkeypatch.delenv("MPLBACKEND")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(textwrap.dedent(code))])
+    said = []
+    for _ in range(2):
+        done = papermill.execute_notebook(notebook, None, kernel_name=warm, cwd=tmp_path, progress_bar=False)
+        said.append(ast.literal_eval(done.cells[0].outputs[0].text))
+    first, second = (facts[:-1] for facts in said)
+    assert first == second == [str(tmp_path), "here", True, [], True]
+    assert len({os.getpid(), *(facts[-1] for facts in said)}) == 3
+
+
+def test_warm_kernel_ends_with_the_one_that_asked(warm, tmp_path):
+    "Killed tests leave no kernel behind."
+    address = Path(os.environ["JUPYTER_PATH"].split(os.pathsep)[0]) / "socket"
+    starting = [str(ROOT / "tests/notebooks/warm.py"), "start", str(address), str(tmp_path / "c.json")]
+    script = f"""
+        import subprocess, sys, time
+        print(subprocess.Popen([sys.executable, *{starting!r}]).pid, flush=True)
+        time.sleep(60)
+    """
+    asking = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE)
+    starter = int(asking.stdout.readline())
+    until(lambda: (tmp_path / "c.json").is_file())
+    asking.kill()
+    asking.wait()
+    until(lambda: not Path(f"/proc/{starter}").is_dir())
+
+
+def until(true, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
 
 
 def check(name: str, notebook: dict, floors: dict[str, float], mutation: str = "") -> None:
@@ -405,8 +464,8 @@ def check(name: str, notebook: dict, floors: dict[str, float], mutation: str = "
 
 
 @parameters(runs=True)
-def test_smoke(name, tmp_path, record_property):
-    notebook, seconds = run(name, tmp_path, **EXPECTED[name]["smoke"])
+def test_smoke(name, warm, tmp_path, record_property):
+    notebook, seconds = run(name, tmp_path, warm, **EXPECTED[name]["smoke"])
     record_property("seconds", round(seconds, 1))
     check(name, notebook, EXPECTED[name]["floors"]["smoke"])
     assert seconds < SMOKE_LIMIT, f"{seconds:.0f} s at smoke parameters; the aim is 30"
@@ -422,8 +481,8 @@ def test_readers_defaults(name, tmp_path, record_property):
 
 @pytest.mark.full
 @parameters(runs=True, mutations=True)
-def test_claim_fails_under_mutation(name, mutation, tmp_path):
-    notebook, _ = run(name, tmp_path, **EXPECTED[name]["smoke"], MUTATION=mutation)
+def test_claim_fails_under_mutation(name, mutation, warm, tmp_path):
+    notebook, _ = run(name, tmp_path, warm, **EXPECTED[name]["smoke"], MUTATION=mutation)
     claim = claim_of(notebook)
     assert claim["mutation"] == mutation, "the chapter does not know of the mutation"
     assert not claim["holds"], f"'{claim['text']}' still holds with {mutation}: {claim['metrics']}"

@@ -54,6 +54,28 @@ def test_split_leaves_no_record_on_two_sides(shop, capsys):
     assert "3:1:1" in refused(capsys, shop, "split", shop / "pairs", "--out", shop / "x", "--shares", "most")
 
 
+def test_offers_become_pairs(shop, capsys):
+    rows = "".join(f"{i},acme lamp {i // 2 * 100} {i % 2},p{i // 2}\n" for i in range(20))
+    (shop / "listed.csv").write_text("id,title,gtin\n" + rows, encoding="utf-8")
+    code, out, _ = called(capsys, "pair", shop / "listed.csv", "--product", "gtin", "--out", shop / "made", "--json")
+    report, made = json.loads(out), load_pairs(shop / "made")
+    assert code == 0 and {n: len(part) for n, part in made.items()} == {
+        n: s["rows"] for n, s in report["splits"].items()
+    }
+    assert sum(s["positives"] for s in report["splits"].values()) == 10 and set(seen_status(made)) == {"unseen"}
+    assert json.loads((shop / "made/pairs.json").read_text(encoding="utf-8")) == report
+    assert "not empty" in refused(
+        capsys, shop, "pair", shop / "listed.csv", "--product", "gtin", "--out", shop / "made"
+    )
+    assert "no column 'ean'" in refused(
+        capsys, shop, "pair", shop / "listed.csv", "--product", "ean", "--out", shop / "x"
+    )
+    few = ("--shares", "1:0")
+    assert "three numbers" in refused(
+        capsys, shop, "pair", shop / "listed.csv", "--product", "gtin", "--out", shop / "x", *few
+    )
+
+
 def test_repeats_are_dropped(shop, capsys):
     before = load_pairs(shop / "pairs")
     code, out, _ = called(capsys, "dedupe-pairs", shop / "pairs", "--out", shop / "once", "--json")

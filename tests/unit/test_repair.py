@@ -18,6 +18,7 @@ from prodsim.quality.repair import (
     deduplicate_records,
     hard_negatives,
     majority_vote,
+    pair_records,
     rebalance,
     repair_labels,
     resolve_conflicts,
@@ -468,3 +469,83 @@ def test_deduplicate_by_keys_of_ones_own():
     assert kept["left_t"][:] == ["a", "c"] and dropped["row"].tolist() == [1]
     with pytest.raises(ProdsimError, match="2 keys for the 3 pairs"):
         deduplicate(pairs, keys=keys.select([0, 1]))
+
+
+OFFERS = pd.DataFrame(
+    {
+        "id": [f"o{i}" for i in range(12)],
+        "title": [f"acme lamp {n} {colour}" for n in (100, 200, 300, 400, 500, 600) for colour in ("red", "rot")],
+        "gtin": [n for n in "abcdef" for _ in range(2)],
+    }
+)
+
+
+def product_of(pairs, offers=OFFERS):
+    owner = offers.set_index("id")["gtin"]
+    return [owner[pairs[f"{side}_id"]].to_numpy() for side in ("left", "right")]
+
+
+def test_pairs_of_offers_by_hand():
+    pairs, report = pair_records(OFFERS, "gtin", non_matches=1)
+    assert attributes(pairs) == ["title"] and report["left_out"] == 0
+    found = [product_of(part) for part in pairs.values()]
+    for (left, right), part in zip(found, pairs.values(), strict=True):
+        assert (left == right).astype(int).tolist() == list(part["label"])
+    products = [set(left) | set(right) for left, right in found]
+    assert sorted(sum(map(list, products), [])) == list("abcdef")  # each in one split
+    for part, size in zip(pairs.values(), report["splits"].values(), strict=True):
+        assert size["positives"] == sum(part["label"]) == size["products"] and size["rows"] == len(part)
+    again = pair_records(OFFERS.rename(columns={"id": "number"}), "gtin", ["title"], non_matches=1)[0]
+    assert [p["left_title"] for p in again.values()] == [p["left_title"] for p in pairs.values()]  # ids are made
+
+
+def test_offers_without_product_or_text_make_no_pair():
+    told = OFFERS.assign(gtin=OFFERS["gtin"].where(OFFERS.index > 1), note=None)
+    told.loc[11, "title"] = " "
+    told.loc[3, "title"] = told.loc[2, "title"]  # the same offer twice: nothing to learn
+    pairs, report = pair_records(told, "gtin", ["title", "note"], shares=(1, 0, 0))
+    assert report["left_out"] == 4 and list(pairs) == ["train"] and set(pairs["train"]["left_note"]) == {None}
+    assert not {"o0", "o1", "o11"} & {*pairs["train"]["left_id"], *pairs["train"]["right_id"]}
+
+
+def test_matches_of_a_large_product_are_drawn():
+    many = pd.DataFrame({"title": [f"lamp number {i}" for i in range(30)] + ["a chair", "one chair"]})
+    many["gtin"] = ["lamp"] * 30 + ["chair"] * 2
+    drawn = [pair_records(many, "gtin", matches=7, shares=(1, 0, 0), seed=seed)[0]["train"] for seed in (0, 0, 1)]
+    assert [sum(part["label"]) for part in drawn] == [8] * 3
+    assert drawn[0].to_dict() == drawn[1].to_dict() != drawn[2].to_dict()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcdefghij"), st.sampled_from(["red lamp", "lamp 2", "chair x", "chair"])),
+        min_size=30,
+        max_size=60,
+    )
+)
+def test_no_product_and_no_text_stands_in_two_splits(rows):
+    offers = pd.DataFrame(rows, columns=["gtin", "title"])
+    offers["title"] += [f" {ord(g) % 5}" for g in offers["gtin"]]  # some texts are of two products
+    try:
+        pairs, _ = pair_records(offers, "gtin", shares=(1, 1, 0))
+    except ProdsimError:
+        return  # too few
+    texts = [set(part["left_title"]) | set(part["right_title"]) for part in pairs.values()]
+    assert not set.intersection(*texts)
+
+
+@pytest.mark.parametrize(
+    "product, options, message",
+    [
+        ("ean", {}, "no column 'ean' in the records; there is id, title, gtin"),
+        ("gtin", {"names": ["colour"]}, "no column 'colour'"),
+        ("gtin", {"strata": "category"}, "no column 'category'"),
+        ("gtin", {"names": ["gtin"]}, "an attribute besides 'gtin'"),
+        ("id", {}, "no two different records share a 'id'"),
+        ("gtin", {"shares": (1, 1)}, "three numbers"),
+    ],
+)
+def test_offers_that_cannot_be_paired(product, options, message):
+    with pytest.raises(ProdsimError, match=message):
+        pair_records(OFFERS, product, **options)
