@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Data', 'Model', 'Json', 'Rooms', 'gather', 'print_help', 'print_json', 'print_table', 'print_result', 'show_progress',
-           'progress_log', 'check_suffix', 'check_new', 'different_numbers', 'open_model']
+           'progress_log', 'check_suffix', 'check_new', 'different_numbers', 'recipe_fields', 'open_model']
 
 # %% ../../nbs/cli/10_base.ipynb #67f41329
 import json
@@ -171,6 +171,22 @@ def different_numbers(
     if None in numbers or len(set(numbers)) < len(numbers):
         raise ProdsimError(f"{option} {text}: different whole numbers with commas between them, as in 0,1,2")
     return numbers
+
+
+def recipe_fields(
+    texts: list[str] | None,  # each as the user writes it: temperature=0.1
+) -> dict[str, object]:  # field of a recipe → value
+    "Read what `--set` gives; a value is JSON or else text. Raises ProdsimError if one is no field and its value."
+    fields = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise ProdsimError(f"--set {text}: a field and its value, as in temperature=0.1")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    return fields
 
 # %% ../../nbs/cli/10_base.ipynb #dea14c61
 def open_model(

@@ -13,7 +13,17 @@ from typing import Annotated
 
 import typer
 
-from .base import Data, Json, Model, check_suffix, open_model, print_json, print_result, show_progress
+from prodsim.cli.base import (
+    Data,
+    Json,
+    Model,
+    check_suffix,
+    open_model,
+    print_json,
+    print_result,
+    recipe_fields,
+    show_progress,
+)
 from ..core import ProdsimError, atomic_file
 
 # %% ../../nbs/cli/20_pairs.ipynb #0b778b4f
@@ -85,7 +95,7 @@ def _train(
     options = {"model": model, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     options |= {"start_epochs": start_epochs, "max_length": max_length, "patience": patience}
     changes = {k: v for k, v in options.items() if v is not None}
-    changes |= dict(map(_field, change or []))
+    changes |= recipe_fields(change)
     from prodsim.recipes import train_recipe
 
     trained = train_recipe(
@@ -121,17 +131,6 @@ def _print_trained(trained, out: Path, as_json: bool) -> None:
         f"in {trained.run['seconds']:.0f} s, {summary['stopped']}",
     ]
     print_result(summary, as_json, said="\n".join([*said, *summary["notes"]]))
-
-
-def _field(text: str) -> tuple[str, object]:
-    "A field of a recipe and its value, which is JSON or else text."
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise ProdsimError(f"--set {text}: a field and its value, as in temperature=0.1")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 def _known_kind(kind: str) -> str:

@@ -46,6 +46,9 @@ from .reading import LEVELS, all_places, finding, open_for_audit, record_table
 from .values import check_text, check_values, column_kinds, coverage_findings, length_findings
 
 # %% ../../nbs/quality/15_audit.ipynb #d19a5386
+_OF_LABELS = ("labels_contradict", "labels_contradict_near", "transitivity", "one_to_one_broken")
+
+
 def audit_data(
     data: str | Path | DatasetDict | Dataset | pd.DataFrame,  # a registered name, a path, or data at hand
     embed: Callable[[list[str]], np.ndarray] | None = None,  # for the label model too: texts → vectors of length one
@@ -120,7 +123,9 @@ def audit_data(
         lexical = likeness(tables)
         report["reads_text"] = {"lexical_f1": lexical_f1(lexical, tables)}
         out += shortcut_findings(verdicts, report["reads_text"]["lexical_f1"], tables)
-        found, report["labels"], reached = suspect_findings(tables, kinds, embed, probabilities, label_model, seed)
+        already = {f["name"]: f["where"] for f in out if f["name"] in _OF_LABELS}
+        doubts = (probabilities, label_model, seed, already)
+        found, report["labels"], reached = suspect_findings(tables, kinds, embed, *doubts)
         out += found
         if reached is not None:
             report["reads_text"]["out_of_fold_f1"] = reached

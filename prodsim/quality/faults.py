@@ -12,13 +12,13 @@ __all__ = ['FAULTS', 'TRUTH', 'CONDITIONS', 'break_encoding', 'leave_html', 'typ
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import lightgbm
 import numpy as np
 import pandas as pd
 from datasets import Dataset, DatasetDict
+from scipy import special
 
 from ..comparisons import ROUNDS, TREES
 from prodsim.core import (
@@ -35,10 +35,8 @@ from ..evaluation import best_threshold, lexical_scores, pair_metrics, paired_te
 from .duplicates import duplicate_groups, pair_keys
 from prodsim.quality.labels import (
     balance_findings,
-    embedding_features,
     fold_groups,
     label_suspects,
-    linear,
     out_of_fold,
     pair_features,
     turned_probability,
@@ -483,11 +481,12 @@ def turn_again(
     pairs: DatasetDict,  # with train and valid
     share: float = 0.1,  # of their labels, turned at random
     draws: Iterable[int] = range(100, 130),  # seeds of what is turned, and of the folds
-    embed: Callable[[list[str]], np.ndarray] | None = None,  # a frozen encoder, for one more line a draw
+    others: Mapping[str, Callable[..., np.ndarray]] | None = None,  # name → label model: tables, seed → probabilities
 ) -> pd.DataFrame:  # model, draw, injected, named, hits: rows by falling suspicion, "1" for a turned label
     """What the audit's label check names, draw by draw, and what it would name with another label model: trees in two
-    passes, a linear model of frozen embeddings, and trees that learned from the labels before any was turned. A check
-    that reads the same comparisons can hardly hope for more than the last, which nobody can run without the truth.
+    passes, and trees that learned from the labels before any was turned. A check that reads the same comparisons can
+    hardly hope for more than the last, which nobody can run without the truth. Each of the `others` stands alone and
+    as the mean of its log-odds and the trees'.
 
     Raises ProdsimError if train or valid is missing."""
     if lacking := [s for s in ("train", "valid") if s not in pairs]:
@@ -496,21 +495,22 @@ def turn_again(
     x, tables = np.concatenate(list(features_of(own).values())), open_for_audit(own)[1]
     groups = fold_groups(pd.concat(tables.values(), ignore_index=True))
     before = np.concatenate([tables[s]["label"].to_numpy(int) for s in tables])
-    vectors = embed and embedding_features(pd.concat(tables.values(), ignore_index=True), embed)
     rows = []
     for draw in draws:
         spoilt = {s: table.copy() for s, table in tables.items()}
         _turn_labels(spoilt, "noise", share, np.random.default_rng([draw, list(FAULTS).index("noise")]), [])
         y = np.concatenate([spoilt[s]["label"].to_numpy(int) for s in tables])
-        models = {
-            "trees": partial(out_of_fold, x, y),
-            "trees, two passes": partial(out_of_fold, x, y, passes=2),
-            "trees that learned from right labels": partial(out_of_fold, x, before),
+        folds = {"groups": groups, "seed": draw}
+        said = {
+            "trees": out_of_fold(x, y, **folds),
+            "trees, two passes": out_of_fold(x, y, passes=2, **folds),
+            "trees that learned from right labels": out_of_fold(x, before, **folds),
         }
-        if embed:
-            models["linear, frozen embeddings"] = partial(out_of_fold, vectors, y, fit=linear)
-        for name, judge in models.items():
-            p = judge(groups=groups, seed=draw)
+        for name, judge in (others or {}).items():
+            said[name] = judge(spoilt, seed=draw)
+            odds = [special.logit(np.clip(p, 1e-6, 1 - 1e-6)) for p in (said["trees"], said[name])]
+            said[f"{name}, and trees"] = special.expit(np.mean(odds, axis=0))
+        for name, p in said.items():
             turned = turned_probability(y, p)
             order = np.lexsort((np.where(y == 1, p, 1 - p), -turned))
             hits = "".join(map(str, (y != before)[order].astype(int)))
@@ -545,9 +545,10 @@ def store_draws(
     pairs: DatasetDict,  # with train and valid
     table: pd.DataFrame,  # of `turn_again`
     command: str,  # that made it
+    judge: str = "",  # what else doubted labels, for the name of the file
 ) -> dict:  # what was written
     "Keep every draw, so that recall, precision and their curve can be computed again."
-    name = re.sub(r"[^\w.-]+", "-", data).strip("-") + ".draws"
+    name = re.sub(r"[^\w.-]+", "-", data).strip("-") + ".draws" + f".{judge}" * bool(judge)
     hashes = {s: v for s, v in data_hash(pairs).items() if s != "test"}
     seeds = {"all": {"data_hash": hashes, "draws": f"{name}.csv.gz"}}
     write_table(Path(folder) / seeds["all"]["draws"], table)
@@ -560,10 +561,10 @@ def store_draws(
 
 def draws_table(
     results: Sequence[dict],  # of `results_of`
-) -> pd.DataFrame:  # data, model, and what `draw_numbers` says
+) -> pd.DataFrame:  # name of the result, data, model, and what `draw_numbers` says
     "How well turned labels are named, over many draws."
-    found = {r["data"]: r["seeds"]["all"]["metrics"]["by_model"] for r in results if r["kind"] == "draws"}
-    return pd.DataFrame([{"data": data, **line} for data, lines in found.items() for line in lines])
+    found = [(r["name"], r["data"], r["seeds"]["all"]["metrics"]["by_model"]) for r in results if r["kind"] == "draws"]
+    return pd.DataFrame([{"name": name, "data": data, **line} for name, data, own in found for line in own])
 
 # %% ../../nbs/quality/50_faults.ipynb #a805a259
 def run_worth(

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['LABEL_TREES', 'LABEL_ROUNDS', 'DOUBT', 'USUAL', 'LEAST', 'likeness', 'lexical_f1', 'pair_features',
-           'embedding_features', 'fold_groups', 'boosted', 'linear', 'out_of_fold', 'trained_out_of_fold',
-           'turned_probability', 'label_suspects', 'read_probabilities', 'suspect_findings', 'rater_agreement',
-           'rating_findings', 'balance_findings']
+           'embedding_features', 'fold_groups', 'boosted', 'linear', 'out_of_fold', 'linear_out_of_fold',
+           'trained_out_of_fold', 'turned_probability', 'label_suspects', 'read_probabilities', 'suspect_findings',
+           'rater_agreement', 'rating_findings', 'balance_findings']
 
 # %% ../../nbs/quality/14_labels.ipynb #213b9ab1
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -174,6 +174,19 @@ def _folds(y: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> l
     return list(ways.split(np.zeros((len(y), 1)), y, groups if grouped else None))
 
 
+def linear_out_of_fold(
+    tables: dict[str, pd.DataFrame],  # pairs by split
+    embed: Callable[[list[str]], np.ndarray],  # texts → (texts, dimensions), rows of length one
+    seed: int = 0,  # of the folds
+) -> np.ndarray:  # (rows,) probability of a match, each from a model that did not see the row
+    """Probabilities of a linear model of frozen embeddings, the usual quick choice (`prodsim audit --labels linear`).
+
+    Raises ProdsimError if a class has fewer rows than there are folds, and for what `embedding_features` refuses."""
+    whole = pd.concat(tables.values(), ignore_index=True)
+    features, y = embedding_features(whole, embed), whole["label"].to_numpy(int)
+    return out_of_fold(features, y, fold_groups(whole), seed=seed, fit=linear)
+
+
 def trained_out_of_fold(
     tables: dict[str, pd.DataFrame],  # pairs by split
     train: Callable[[DatasetDict, int], object],  # pairs with train and valid, number of the fold → model: kind, score
@@ -264,14 +277,15 @@ def suspect_findings(
     probabilities: pd.DataFrame | None = None,  # left_id, right_id, probability, of a model of your own
     label_model: bool | Callable[[dict], np.ndarray] = True,  # tables → (rows,) probabilities; False: no label model
     seed: int = 0,  # of the folds
+    already: Mapping[str, Iterable[str]] | None = None,  # other findings of labels → places they name, as "train 12"
 ) -> tuple[list[dict], dict, float | None]:  # findings; suspects with ids, rows and examples; F1 of the probabilities
-    """Labels that out-of-fold probabilities contradict.
+    """Labels that out-of-fold probabilities contradict; of those that other findings name as well, it says so.
 
     Raises ProdsimError for given probabilities that lack a pair or lie outside 0 and 1."""
     out: list[dict] = []
     whole = pd.concat([t.assign(split=s) for s, t in tables.items()], ignore_index=True)
     y = whole["label"].to_numpy()
-    suspects, p = np.array([], dtype=int), None
+    suspects, p, twice = np.array([], dtype=int), None, 0
     if probabilities is not None:
         ids = pd.MultiIndex.from_frame(probabilities[["left_id", "right_id"]].astype(str))
         given = pd.Series(probabilities["probability"].to_numpy(dtype=float), ids)
@@ -296,11 +310,16 @@ def suspect_findings(
             raise ProdsimError("probabilities must lie between 0 and 1")
         suspects = label_suspects(y, p)
         rows = [pair_example(tables[s], s, r) for s, r in _places(whole, suspects[:3], tables)]
+        where = [f"{whole['split'][i]} {whole['row'][i]}" for i in suspects]
+        also = {name: both for name, own in (already or {}).items() if (both := set(where) & set(own))}
+        twice = len(set().union(*also.values()))
         if len(suspects):
             level = "error" if len(suspects) > 0.1 * len(y) else "warning" if len(suspects) > 0.02 * len(y) else "note"
-            out.append(finding(level, "label_suspects", len(suspects), len(y), rows, "pairs"))
+            detail = f"{twice:,} of these rows stand under {' or '.join(also)} as well" if also else ""
+            out.append(finding(level, "label_suspects", len(suspects), len(y), rows, "pairs", detail, where))
     numbers = {
         "suspects": len(suspects),
+        "also_named": twice,
         "suspect_ids": [[whole["left_id"][i], whole["right_id"][i]] for i in suspects],
         "suspect_rows": [
             {"split": whole["split"][i], "row": int(whole["row"][i]), "label": int(y[i]), "probability": float(p[i])}

@@ -9,7 +9,6 @@ __all__ = ['worth_scores', 'worth_metrics', 'store_worth', 'stored_worth', 'stor
 # %% ../../nbs/similarity/30_worth.ipynb #d343e680
 import json
 import re
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from sklearn.metrics import average_precision_score, log_loss
 from prodsim.core import (
     ProdsimError,
     disagreements,
+    metered,
     provenance,
     results_folder,
     stored_results,
@@ -207,28 +207,21 @@ def measure_speed(
     for size in sizes:
         known = learn_known(shop.pairs, behaviour=learn_behaviour(events, least=3))
         known.encoder = pretrained(names=known.comparer.texts)
-        started, cpu, seen = time.perf_counter(), time.process_time(), set()
-        for begin in range(0, size, 20_000):
-            shelf = [shelves[s] for s in rng.integers(len(shelves), size=min(20_000, size - begin))]
-            at = np.array([rng.choice(s, 2) for s in shelf])
-            seen.update(at.ravel().tolist())
-            sides = {side: offers.iloc[at[:, k]].reset_index(drop=True) for k, side in enumerate(("left", "right"))}
-            part = pd.concat([rows_of.add_prefix(f"{side}_") for side, rows_of in sides.items()], axis=1)
-            table = measure_dimensions(part, known)
+        seen = set()
+        with metered() as cost:
+            for begin in range(0, size, 20_000):
+                shelf = [shelves[s] for s in rng.integers(len(shelves), size=min(20_000, size - begin))]
+                at = np.array([rng.choice(s, 2) for s in shelf])
+                seen.update(at.ravel().tolist())
+                sides = {side: offers.iloc[at[:, k]].reset_index(drop=True) for k, side in enumerate(("left", "right"))}
+                part = pd.concat([rows_of.add_prefix(f"{side}_") for side, rows_of in sides.items()], axis=1)
+                table = measure_dimensions(part, known)
         row = {"pairs": size, "records": len(seen), "dimensions": table.shape[1]}
-        row |= {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
-        row["peak_gib"] = _peak_gib()
+        row |= {name: cost[name] for name in ("seconds", "cpu_seconds")}
+        row["peak_gib"] = cost["peak_mib"] and cost["peak_mib"] / 2**10
         rows.append(row)
         log(row)
     return rows
-
-
-def _peak_gib() -> float | None:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 2**20
 
 
 def store_speed(

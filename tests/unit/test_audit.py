@@ -8,7 +8,6 @@ import pytest
 from datasets import Dataset, DatasetDict
 from little_shop import little_pairs
 
-from prodsim import recipes
 from prodsim.cli import main
 from prodsim.core import ProdsimError
 from prodsim.data import load_pairs, save_pairs
@@ -286,22 +285,27 @@ def test_command_prints_json_and_writes_the_page(file, tmp_path, capsys):
     assert json.loads(out)["splits"]["test"]["rows"] == 150 and page.read_text().startswith("<!doctype html>")
 
 
-def test_labels_are_doubted_by_a_recipe_that_is_trained_fold_by_fold(tmp_path, capsys, monkeypatch):
-    trained = recipes.train_recipe
-    quick = {"changes": {"rounds": 20, "vocabulary": "known"}}  # the recipe in a second
-    monkeypatch.setattr(recipes, "train_recipe", lambda *given, **options: trained(*given, **options | quick))
+def test_labels_are_doubted_by_a_recipe_that_is_trained_fold_by_fold(tmp_path, capsys):
     pairs = little_pairs(seed=2, train=40, valid=20, test=20)
     save_pairs(pairs, tmp_path / "pairs")
-    command = ["audit", str(tmp_path / "pairs"), "--json", "--model", "none", "--labels", "comparisons"]
+    quick = ["--labels", "comparisons", "--set", "rounds=20", "--set", "vocabulary=known"]  # in a second
+    command = ["audit", str(tmp_path / "pairs"), "--json", "--model", "none", *quick]
     kept = [*command, "--work", str(tmp_path / "folds")]
     assert main(kept) == 0
     first = json.loads(capsys.readouterr().out)
-    assert "comparisons" in first["labels"]["from"]
+    assert first["labels"]["from"] == "recipe comparisons, rounds 20, vocabulary known, trained fold by fold"
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "folds").rglob("*.safetensors")}
     assert len({p.relative_to(tmp_path / "folds").parts[0] for p in times}) == 5
     assert main(kept) == 0  # nothing is trained twice
     assert json.loads(capsys.readouterr().out)["labels"] == first["labels"]
     assert {p: p.stat().st_mtime_ns for p in times} == times
+    command = ["faults", str(tmp_path / "pairs"), "--draws", "1", "--out", str(tmp_path / "out"), "--json", *quick]
+    assert main(command) == 0
+    (told,) = json.loads(capsys.readouterr().out)["tables"]
+    named = "recipe comparisons, rounds 20, vocabulary known, trained fold by fold"
+    assert [row["model"] for row in told][-2:] == [named, f"{named}, and trees"]
+    assert [p.name.rsplit(".draws.", 1)[1] for p in (tmp_path / "out").glob("*.json")] == ["comparisons.json"]
+    assert main(["faults", str(tmp_path / "pairs"), "--out", str(tmp_path / "out"), *quick]) == 2  # no draws
 
 
 def test_fail_on(file, capsys):
@@ -325,6 +329,9 @@ def _json(file, capsys):
         ["--probabilities", "none.csv"],
         ["--labels", "no-such-recipe"],
         ["--work", "folds"],
+        ["--labels", "linear"],
+        ["--labels", "linear", "--set", "epochs=2"],
+        ["--set", "epochs=2"],
         ["--rater", "nobody"],
         ["--bad"],
     ],

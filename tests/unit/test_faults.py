@@ -1,6 +1,7 @@
 """Faults are where the truth says, the test split stays clean, and stored numbers follow from stored scores."""
 
 import gzip
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,7 @@ from prodsim.quality.faults import (
     type_again,
     worth_table,
 )
+from prodsim.quality.labels import linear_out_of_fold
 from prodsim.quality.repair import clean_text
 from prodsim.shop import simulate
 
@@ -128,16 +130,19 @@ def test_draws_are_counted_as_by_hand_and_computed_again_from_what_is_stored(tmp
     assert numbers["precision"] == pytest.approx((3 / 4 + 1) / 2)
     assert numbers["precision_at_wanted"] == pytest.approx((4 / 5 + 4 / 6) / 2)  # four of five are named by then
     assert numbers["recall_low"] <= numbers["recall"] <= numbers["recall_high"]
-    table = turn_again(PAIRS, draws=(7, 8), embed=lambda texts: np.eye(8)[[len(text) % 8 for text in texts]])
-    models = ["trees", "trees, two passes", "trees that learned from right labels", "linear, frozen embeddings"]
+    lengths = partial(linear_out_of_fold, embed=lambda texts: np.eye(8)[[len(text) % 8 for text in texts]])
+    table = turn_again(PAIRS, draws=(7, 8), others={"linear": lengths})
+    models = ["trees", "trees, two passes", "trees that learned from right labels", "linear", "linear, and trees"]
     assert table["model"].tolist() == models * 2 and set(table["injected"]) == {table["hits"][0].count("1")}
-    assert table["hits"][0] != table["hits"][4] and len(set(map(len, table["hits"]))) == 1
+    assert table["hits"][0] != table["hits"][5] and len(set(map(len, table["hits"]))) == 1
     early = [table["hits"][i][: table["injected"][i]].count("1") for i in range(4)]
     assert min(early[0], early[2]) > early[3]  # lengths modulo eight tell next to nothing
     truth = inject(PAIRS, {"noise": 0.1}, 7)[1]
     assert len(truth) == table["injected"][0], "the laboratory's own noise"
     result = store_draws(tmp_path, "toy:a", PAIRS, table, "a test")
     assert fault_differences(result) == [] and draws_table([result])["model"].tolist() == models
+    beside = store_draws(tmp_path, "toy:a", PAIRS, table[table["draw"] == 7], "a test", "bi")
+    assert draws_table([result, beside])["draws"].tolist() == [2] * 5 + [1] * 5, "neither in the other's place"
     assert fault_table([result]).empty and worth_table([result]).empty
     table.assign(named=1).to_csv(tmp_path / result["seeds"]["all"]["draws"], index=False)
     assert fault_differences(result)

@@ -14,6 +14,7 @@ from prodsim.quality.labels import (
     out_of_fold,
     pair_features,
     rater_agreement,
+    suspect_findings,
     trained_out_of_fold,
     turned_probability,
 )
@@ -90,6 +91,21 @@ def test_a_model_trained_fold_by_fold_never_sees_the_record_it_judges(kind):
     assert p[y == 1].min() > 0.9 and p[y == 0].max() < 0.1  # one scale, though the models' scores had five
     with pytest.raises(ProdsimError, match="three"):
         trained_out_of_fold(tables, train, folds=2)
+
+
+def test_a_suspect_that_another_finding_names_is_said_to_be_the_same_row(little):
+    table = open_for_audit(little)[1]["train"]
+    ids = table[["left_id", "right_id"]]
+    wrong = np.flatnonzero(~ids.duplicated(keep=False))[:3]
+    p = np.where(table["label"] == 1, 0.99, 0.01)
+    p[wrong] = 1 - p[wrong]
+    rows = [f"train {table['row'][i]}" for i in wrong]
+    already = {"transitivity": [rows[0], "train 99999"], "labels_contradict": rows[:2]}
+    found, numbers, _ = suspect_findings({"train": table}, {}, probabilities=ids.assign(probability=p), already=already)
+    assert numbers["also_named"] == 2 and set(found[0]["where"]) == set(rows)
+    assert found[0]["effect"].startswith("2 of these rows stand under transitivity or labels_contradict as well. ")
+    found, numbers, _ = suspect_findings({"train": table}, {}, probabilities=ids.assign(probability=p))
+    assert numbers["also_named"] == 0 and not found[0]["effect"].startswith("0")
 
 
 def test_rows_of_a_record_stay_in_one_fold(little):

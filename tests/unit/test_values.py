@@ -1,8 +1,19 @@
 """Values and text: what is damaged is named, what is sound is not."""
 
-import pandas as pd
+import math
 
-from prodsim.quality.values import check_text, check_values, column_kinds, to_date, to_number
+import pandas as pd
+import pytest
+
+from prodsim.quality.values import (
+    check_text,
+    check_values,
+    column_kinds,
+    column_numbers,
+    to_date,
+    to_number,
+    usual_range,
+)
 
 
 def records_of(**columns):
@@ -46,6 +57,44 @@ def test_impossible_values_are_named():
     for name, places in where.items():
         assert found[name]["where"] == places, name
     assert found["missing:title"]["count"] == 34 and {"currencies_mixed:price", "units_mixed:title"} <= set(found)
+
+
+def test_numbers_that_cannot_be_are_named_and_sound_ones_are_not():
+    steps = [round(1.13 ** (i % 40), 2) for i in range(200)]
+    weight = [f"{s} kg" if i % 3 else f"{round(s * 1000)} g" for i, s in enumerate(steps)]
+    weight[3], weight[5], weight[7] = "0 g", "-1 kg", "900000 kg"
+    stock = [str(i * i % 97) for i in range(200)]
+    stock[11], stock[13] = "-4", "99999999"
+    rating = [f"{3 + i % 5 / 2}" for i in range(200)]
+    rating[17], rating[19] = "45", "-1"
+    ean = [f"40{i * 7919:011d}" for i in range(200)]
+    ean[23] = "99999999"
+    offset = [str((-1) ** i * (i + 1)) for i in range(200)]  # the sign says something
+    tail = [str(round(math.exp(-3 * math.log(1 - i / 200.5)), 2)) for i in range(200)]  # a long tail is no error
+    records = records_of(weight=weight, stock=stock, rating=rating, ean=ean, code=ean[::-1], offset=offset, tail=tail)
+    found = names(check_values(records, column_kinds(records)))
+    where = {
+        "number_not_positive:weight": ["row 3", "row 5"],
+        "number_far_out:weight": ["row 7"],
+        "number_negative:stock": ["row 11"],
+        "number_far_out:stock": ["row 13"],
+        "off_scale:rating": ["row 17", "row 19"],
+    }
+    assert {name: found[name]["where"] for name in where} == where
+    assert set(found) == {*where, "units_mixed:weight"}
+    assert found["number_far_out:weight"]["level"] == "note" and " g." in found["number_far_out:weight"]["effect"]
+    assert len(found["number_not_positive:weight"]["examples"]) == 2 and found["off_scale:rating"]["level"] == "warning"
+
+
+def test_amounts_come_in_one_unit():
+    numbers, thing = column_numbers(
+        pd.Series(["1 TB", "500GB", "250 gb", "2000000 MB", None] * 5, dtype=object), "text"
+    )
+    assert thing == "storage" and numbers[:4].tolist() == [1000, 500, 250, 2000] and numbers[4:5].isna().all()
+    numbers, thing = column_numbers(pd.Series(["15.6 in", "40 cm", "13,3″"] * 9, dtype=object), "category")
+    assert thing == "length" and numbers[:3].round(2).tolist() == [39.62, 40, 33.78]
+    assert column_numbers(pd.Series(["3 pieces", "4 pieces"] * 9, dtype=object), "text")[0].isna().all()
+    assert usual_range(pd.Series([10.0] * 30))[1] == pytest.approx(10 * math.exp(6 * 0.35))
 
 
 BROKEN = {
