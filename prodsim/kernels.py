@@ -138,7 +138,7 @@ class ByteDropout(torch.nn.Dropout):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         "x itself in evaluation mode."
-        if not self.training or self.p == 0 or x.device.type != "cpu" or not 0.5 <= 256 * self.p < 255.5:
+        if not self.training or self.p == 0 or x.device.type != "cpu" or not 0 < round(256 * self.p) < 256:
             return super().forward(x)
         return DropoutBytes.apply(x, self.p)
 
