@@ -110,7 +110,10 @@ def test_same_seed_same_report(little, report):
 def test_order_of_files_and_missing_test_split(little):
     only = audit_data(DatasetDict(train=little["train"]), label_model=False)
     assert only["leakage"]["pairs_again"] is None and only["shortcuts"]["one_to_one_f1"] is None
-    assert only["labels"] == {"suspects": 0, "suspect_ids": [], "suspect_rows": [], "from": None, "shown": []}
+    assert only["labels"] == {
+        **{"suspects": 0, "suspect_ids": [], "suspect_rows": [], "from": None, "shown": []},
+        "also_named": 0,
+    }
 
 
 def test_injected_leaks_and_contradictions_are_named(little):
