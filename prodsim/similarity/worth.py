@@ -115,7 +115,9 @@ def store_worth(
     folders = {part: str(folder) for part, folder in folders.items() if folder is not None}
     fusion_arguments(**folders)
     notes = [note for folder in folders.values() if (note := check_taught(folder, pairs))]
-    name = re.sub(r"[^\w.-]+", "-", data) + ".trained" * bool(folders) + f".{split}"
+    kinds = "".join(f".{read_run(folder)['kind']}" for folder in folders.values())  # others stand beside, not in place
+    plain = re.sub(r"[^\w.-]+", "-", data)
+    name, plain = f"{plain}{kinds}.{split}", f"{plain}.{split}"
     if split == "test" and is_registered(data):
         note_look(
             data,
@@ -137,12 +139,15 @@ def store_worth(
     results = []
     for seed in seeds:
         scores, facts = worth_scores(tables, labels, known, split, seed, folders)
-        results.append(_keep_worth(f"{name}.seed{seed}", {**about, "seed": seed, **facts}, told, scores, folders))
+        names = f"{name}.seed{seed}", f"{plain}.seed{seed}"
+        results.append(_keep_worth(*names, {**about, "seed": seed, **facts}, told, scores, folders))
     return results
 
 
-def _keep_worth(name: str, result: dict, told: pd.DataFrame, scores: pd.DataFrame, folders: dict[str, str]) -> dict:
-    same = [r for r in stored_worth() if r["name"] == name.replace(".trained.", ".")]
+def _keep_worth(
+    name: str, plain: str, result: dict, told: pd.DataFrame, scores: pd.DataFrame, folders: dict[str, str]
+) -> dict:
+    same = [r for r in stored_worth() if r["name"] == plain]
     if folders and same and same[0]["data_hash"] == result["data_hash"]:
         scores = scores.assign(published=stored_probabilities(same[0])["fusion"])
         result["thresholds"]["published"] = same[0]["thresholds"]["fusion"]

@@ -59,7 +59,7 @@ def test_a_trained_model_is_weighed_beside_the_fusion_without_it(tmp_path, monke
     train_comparisons(str(tmp_path / "pairs"), tmp_path / "judge", rounds=20, vocabulary="known")
     (plain,) = worth.store_worth(str(tmp_path / "pairs"), "test")
     results = worth.store_worth(str(tmp_path / "pairs"), "test", (0, 1), interaction=tmp_path / "judge")
-    assert [r["name"].rsplit(".trained.")[1] for r in results] == ["test.seed0", "test.seed1"]
+    assert [r["name"].rsplit(".comparisons.")[1] for r in results] == ["test.seed0", "test.seed1"]
     assert [r["against"] for r in results] == [["only interaction", "published"], ["only interaction"]]
     assert plain["against"] == [] and "published" not in results[1]["metrics"]  # seed 1 is not stored without it
     stored = next(r for r in stored_worth() if r["name"] == results[0]["name"])
