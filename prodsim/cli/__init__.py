@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import evidence, pairs, quality, search
+from . import evidence, pairs, quality, search, similarity
 from .base import gather
 from ..core import ProdsimError
 
@@ -20,6 +20,7 @@ from ..core import ProdsimError
 ROOMS = {  # heading in the help → the commands of a room
     "Pairs and models": pairs.room,
     "Data quality": quality.room,
+    "Similarity and its reasons": similarity.room,
     "Catalogue and search": search.room,
     "Evidence for prodsim": evidence.room,
 }

@@ -12,8 +12,7 @@ from typing import Annotated
 
 import typer
 
-from .base import Data, Json, Model, check_suffix, different_numbers, print_json, print_result, print_table
-from .base import progress_log, show_progress
+from .base import Data, Json, print_result, print_table, progress_log, show_progress
 from ..core import ProdsimError
 
 # %% ../../nbs/cli/50_evidence.ipynb #c7de2f5d
@@ -95,105 +94,6 @@ def _candidate_ranks(
     ]
     said = f"{result['name']}: {result['queries']} matches, pool of {result['pool']:,} records"
     print_result(result, as_json, rows, said=said)
-
-# %% ../../nbs/cli/50_evidence.ipynb #3b1e6bfe
-@room.command("dimensions")
-def _dimensions(
-    data: Annotated[str | None, typer.Argument(help="pairs by name or path; none: list the dimensions")] = None,
-    split: Annotated[
-        str, typer.Option(help="whose pairs are scored; a registered test: a line in the ledger")
-    ] = "valid",
-    seed: Annotated[str, typer.Option(help="of trees and folds; several by commas, as in 0,1,2")] = "0",
-    meaning: Annotated[Path | None, typer.Option(help="folder of a trained bi-encoder, to be weighed on valid")] = None,
-    interaction: Annotated[Path | None, typer.Option(help="folder of a trained cross-encoder, say; likewise")] = None,
-    as_json: Json = False,
-) -> None:
-    "List the dimensions of likeness, or measure what each is worth on a data set: alone, and left out; stored."
-    from prodsim.similarity.dimensions import all_dimensions
-    from prodsim.similarity.worth import store_worth
-
-    if data is None:
-        rows = [
-            {"dimension": d.name, "group": d.group, "needs": d.needs, "about": d.about}
-            for d in all_dimensions().values()
-        ]
-        print_result({"dimensions": rows}, as_json, rows, ["dimension", "group", "needs", "about"])
-        return
-    results = store_worth(data, split, different_numbers("--seed", seed), meaning, interaction)
-    if as_json:
-        print_json(results[0] if len(results) == 1 else {"results": results})
-        return
-    for result in results:
-        _print_worth(result)
-
-
-def _print_worth(result: dict) -> None:
-    "What each dimension reaches alone, and what is missed without it; then all of them fused."
-    fusion, rows = result["metrics"]["fusion"], []
-    for n in result["known"]:
-        gain = result["metrics"][f"without {n}"]["fusion_gain"]
-        alone = result["metrics"][f"only {n}"]["average_precision"]
-        row = {"dimension": n, "known": result["known"][n], "alone": alone}
-        rows.append(row | {"missed": gain["difference"], "from": gain["low"], "to": gain["high"]})
-    print_table(rows, list(rows[0]))
-    for n, why in result["missing"].items():
-        print(f"{n}: {why}")
-    said = "F1 {f1:.3f}, average precision {average_precision:.3f}, log loss {log_loss:.3f}, ECE {ece:.3f}"
-    print(f"{result['name']}: " + said.format(**fusion))
-    if "published" in result["metrics"]:
-        published = result["metrics"]["published"]
-        print("the encoder as published in its place: " + said.format(**published))
-
-# %% ../../nbs/cli/50_evidence.ipynb #84496377
-@room.command("words")
-def _tested_words(
-    model: Model,
-    data: Data,
-    split: Annotated[str, typer.Option(help="whose pairs are read; a registered test: a line in the ledger")] = "valid",
-    pairs: Annotated[int, typer.Option(min=4, help="half of them called matches, half the likeliest others")] = 100,
-    seed: Annotated[int, typer.Option(min=0, help="of pairs and draws")] = 0,
-    as_json: Json = False,
-) -> None:
-    "Test whether the words that a cross-encoder names carry its verdicts: deleted, against as many at random; stored."
-    from prodsim.similarity.explanation import store_words
-
-    result = store_words(model, data, split, pairs, seed)
-    rows = [{"verdict": name, **row} for name, row in result["metrics"].items()]
-    print_result(result, as_json, rows)
-
-# %% ../../nbs/cli/50_evidence.ipynb #a525aaba
-@room.command("relations")
-def _relations(
-    folder: Annotated[Path | None, typer.Option(help="of onlineretail.rda; default: fetched")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="of the pairs that are drawn")] = 0,
-    sheet: Annotated[Path | None, typer.Option(help="only write .csv of pairs for a reader to judge")] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="such a sheet with a column relation; default: the stored")
-    ] = None,
-    second: Annotated[
-        Path | None, typer.Option(help="only join a sheet of a second reader, who did not see the first's verdicts")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    "Which dimensions of eight months foretell the baskets of the next four, and separate judged relations; stored."
-    from prodsim.core import atomic_file
-    from prodsim.similarity.relations import add_reading, read_retail, relation_sheet, run_relations
-
-    if sheet is not None:
-        check_suffix("--sheet", sheet, ".csv")
-        drawn = relation_sheet(*read_retail(folder), seed=seed)
-        with atomic_file(sheet) as path:
-            drawn.to_csv(path, index=False)
-        print(f"{sheet}: {len(drawn)} pairs; add a column relation: substitute, complement or neither")
-        return
-    if second is not None:
-        result = add_reading(second)
-        said = "{agree:.1%} of {pairs} verdicts are equal, kappa {kappa:.3f} ({kappa_low:.3f} to {kappa_high:.3f})"
-        print_json(result["second"]) if as_json else print(said.format(**result["second"]["agreement"]))
-        return
-    result = run_relations(folder, seed, labels)
-    rows = [{"dimension": n, **row} for n, row in result["metrics"].items()]
-    print_result(result, as_json, rows)
 
 # %% ../../nbs/cli/50_evidence.ipynb #56f85bc3
 @room.command("bench")
