@@ -26,6 +26,9 @@ from fastcore.docments import docments
 from nbdev.cli import nbdev_filter
 from warm import WarmKernels
 
+from prodsim.data import load_pairs
+from prodsim.encoders import resolve_model
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 import links  # noqa: E402
@@ -388,9 +391,34 @@ def warm() -> str:
     shutil.rmtree(folder)
 
 
+def made(value: object, folder: Path) -> object:
+    """A parameter of a smoke run: itself, or a folder made for what stands in chapters.toml as
+
+    - `@titles DATA`: the pairs of DATA with nothing but their titles, which an encoder reads in a third of the time;
+    - `@layers N`: the default encoder without the layers above the first N.
+    """
+    kind, _, of = value.partition(" ") if isinstance(value, str) else ("", "", "")
+    if kind == "@titles":
+        out = folder / "titles"
+        out.mkdir()
+        for split, rows in load_pairs(of).items():
+            table = rows.to_pandas()[["left_id", "right_id", "left_title", "right_title", "label"]]
+            table.to_csv(out / f"{split}.csv", index=False)
+        return str(out)
+    if kind == "@layers":
+        out = folder / "layers"
+        shutil.copytree(resolve_model(), out)
+        config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+        (out / "config.json").write_text(json.dumps(config | {"num_hidden_layers": int(of)}), encoding="utf-8")
+        return str(out)
+    assert not kind.startswith("@"), f"{value}: no such value"
+    return value
+
+
 def run(name: str, folder: Path, kernel: str = "python3", **values) -> tuple[dict, float]:
     "Execute a chapter with papermill as it would run in nbs/, but writing beside a copy; returns it and its seconds."
     shutil.copytree(ROOT / "nbs", folder / "nbs", ignore=shutil.ignore_patterns(".*", "*.ipynb"))
+    values = {parameter: made(value, folder) for parameter, value in values.items()}
     begun = time.perf_counter()
     backend = os.environ.pop("MPLBACKEND", None)  # kernels draw inline, as in Jupyter
     try:
