@@ -740,7 +740,8 @@ def attributes(
 
 
 def _side(split: Dataset, side: str) -> dict[str, list]:
-    return {name: [value or None for value in split[f"{side}_{name}"]] for name in attributes(split)}
+    # [:] takes a column as one list; iterating over it instead decodes it row by row, thirty times slower
+    return {name: [value or None for value in split[f"{side}_{name}"][:]] for name in attributes(split)}
 
 
 def record_ids(
@@ -858,7 +859,7 @@ def save_pairs(
             columns = zip(*rows.values(), strict=True)
             tables[name] = {"id": list(rows), **{n: list(c) for n, c in zip(names, columns, strict=True)}}
     for name, split in pairs.items():
-        tables[name] = {column: [None if v == "" else v for v in split[column]] for column in split.column_names}
+        tables[name] = {column: [None if v == "" else v for v in split[column][:]] for column in split.column_names}
         if form == "magellan":
             ids = {f"{side[0]}table_id": record_ids(split, side) for side in ("left", "right")}
             tables[name] = {**ids, "label": list(split["label"])}

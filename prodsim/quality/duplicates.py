@@ -204,6 +204,7 @@ def _verified(
     names = np.array([any(c.isdigit() for c in w) for w in vocabulary]) & (spread <= max(10, 2e-4 * n))
     length = np.array([0.5 if len(w) == 1 and re.match(f"[{HAN}]", w) else 1 for w in vocabulary], np.float32)
     total, price = matrix @ weight, np.array(numbers, dtype=object)
+    size = [len(w) if len(w) >= 4 and not any(c.isdigit() for c in w) else 0 for w in vocabulary]  # 0: no slips in it
     kept = [pd.DataFrame({"left": np.array([], int), "right": np.array([], int), "similarity": np.array([], float)})]
     for at in range(0, len(pairs), 200_000):
         a, b = pairs[at : at + 200_000].T
@@ -224,7 +225,7 @@ def _verified(
         sure = np.where(telling, 1, 0 if identified else -1)  # 1: it identifies; -1: it need not
         for k in np.flatnonzero(open_):
             left, right = (codes[starts[i] : starts[i + 1]].tolist() for i in (a[k], b[k]))
-            passed[k] = _same_but_for_typing(left, right, vocabulary, spread, weight, float(larger[k]), sure[k])
+            passed[k] = _same_but_for_typing(left, right, vocabulary, size, spread, weight, float(larger[k]), sure[k])
         kept.append(pd.DataFrame({"left": a, "right": b, "similarity": similarity.astype(float)})[passed])
     return pd.concat(kept, ignore_index=True)
 
@@ -237,6 +238,7 @@ def _same_but_for_typing(
     left: list[int],
     right: list[int],
     vocabulary: list,
+    size: list[int],
     spread: np.ndarray,
     weight: np.ndarray,
     larger: float,
@@ -260,7 +262,12 @@ def _same_but_for_typing(
                 break
     for mine, other in ((0, 1), (1, 0)):
         spelt = {
-            a: [b for b in sides[other] if _misspelt(vocabulary[a], vocabulary[b], spread[a], spread[b])]
+            a: [
+                b
+                for b in sides[other]
+                if size[a] and size[b] and abs(size[a] - size[b]) <= 2  # nearly all end here
+                if _misspelt(vocabulary[a], vocabulary[b], spread[a], spread[b])
+            ]
             for a in only[mine]
         }
         gone = {b for found in spelt.values() for b in found}
@@ -280,8 +287,6 @@ def _misspelt(a: str, b: str, spread_a: int, spread_b: int) -> bool:
     from rapidfuzz.distance import OSA
 
     least = min(len(a), len(b))
-    if least < 4 or abs(len(a) - len(b)) > 2 or any(c.isdigit() for c in a + b):
-        return False
     if sorted(a) == sorted(b) and least > 4 and OSA.distance(a, b, score_cutoff=1) == 1:
         return True  # two neighbouring letters changed over: hardly ever two words, however often it was typed so
     if min(spread_a, spread_b) > max(2, 0.1 * max(spread_a, spread_b)):
