@@ -131,7 +131,9 @@ def neighbourhood(
     table: pd.DataFrame,  # pairs, all splits together; their labels are not read
 ) -> Neighbourhood:
     "Other pairs of the same records (equal texts are one record), and how alike their other ends are (TF-IDF cosines)."
-    texts = [record_texts_of(table, side) for side in ("left", "right")]
+    cells = table[[c for c in table if c.startswith(("left_", "right_"))]]
+    written = cells.astype("string").astype(object).where(cells.notna(), None)  # numbers too are text here
+    texts = [record_texts_of(written, side) for side in ("left", "right")]
     records, n = sorted({text for own in texts for text in own}), len(table)
     number = {text: i for i, text in enumerate(records)}
     a, b = (np.array([number[text] for text in own], dtype=int) for own in texts)

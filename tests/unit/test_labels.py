@@ -155,6 +155,13 @@ def test_what_other_labels_say_by_hand():
     np.testing.assert_allclose(evidence(neighbourhood(swapped), y, all_heard)[:, :10], said, atol=1e-9)
 
 
+def test_a_neighbourhood_reads_numbers_and_missing_cells():
+    table, y = around(("lamp red", "lamp", 1), ("lamp red", "oven", 0), (None, "oven", 0))
+    near = neighbourhood(table.assign(left_price=[1.5, 1.5, np.nan], right_price=[1.5, None, 2.0]))
+    assert sorted(zip(near.row, near.other, strict=True)) == [(0, 1), (1, 0)]  # the two ovens differ in price
+    assert np.isfinite(near.standing).all() and np.isfinite(evidence(near, y, y < 2)[:, 4:]).all()
+
+
 def test_no_label_speaks_of_its_own_pair_and_none_that_is_not_heard(little):
     table = pd.concat(open_for_audit(little)[1].values(), ignore_index=True)
     y, near = table["label"].to_numpy(int), neighbourhood(table)
