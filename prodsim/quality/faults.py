@@ -37,6 +37,7 @@ from prodsim.quality.labels import (
     balance_findings,
     fold_groups,
     label_suspects,
+    neighbourhood,
     out_of_fold,
     pair_features,
     turned_probability,
@@ -293,7 +294,9 @@ def audit_faults(
     pairs: DatasetDict,  # train, valid and test
     features: dict[str, np.ndarray],  # of `features_of`
     seed: int = 0,  # of the folds
-) -> dict:  # what the checks of `prodsim.quality.audit` name, and `keyed`, `probabilities`, `suspects` for the repair
+) -> (
+    dict
+):  # what the checks of `prodsim.quality.audit` name, and `keyed`, `ways`, `probabilities`, `suspects` for the repair
     """The audit's checks, one by one, with the places they name: labels of train and valid, rows of train that repeat
     another, rows of test that stand in train or valid, records with damaged text, attributes that are often missing,
     classes too rare. Labels of the test split are not read."""
@@ -302,8 +305,9 @@ def audit_faults(
     kinds = column_kinds(records)
     keyed = pair_keys(tables, records, duplicate_groups(records, kinds, identified=False)[0])["near"]
     y = np.concatenate([tables[s]["label"].to_numpy(int) for s in ("train", "valid")])
-    groups = fold_groups(pd.concat([tables["train"], tables["valid"]], ignore_index=True))
-    p = out_of_fold(np.concatenate([features["train"], features["valid"]]), y, groups, seed=seed)
+    both = pd.concat([tables["train"], tables["valid"]], ignore_index=True)
+    ways = {"groups": fold_groups(both), "near": neighbourhood(both)}
+    p = out_of_fold(np.concatenate([features["train"], features["valid"]]), y, **ways, seed=seed)
     suspects = label_suspects(y, p)
     ends = [sorted(ends) for ends in zip(keyed["train"]["left_key"], keyed["train"]["right_key"], strict=True)]
     own = {s: tables[s] for s in ("train", "valid")}
@@ -314,7 +318,7 @@ def audit_faults(
     rare = {f["name"].partition(":")[2] for f in balance_findings(own, kinds, {}, flat)[0] if "classes" in f["name"]}
     return {
         "keyed": keyed,
-        "groups": groups,
+        "ways": ways,
         "probabilities": p,
         "suspects": np.isin(np.arange(len(y)), suspects),
         "repeated": pd.DataFrame(ends).duplicated().to_numpy(),
@@ -449,7 +453,7 @@ def run_laboratory(
         x = sound if turned else features_of(faulty, embed)
         if turned:  # texts are as they were: only what hangs on labels changes
             y = np.concatenate([labels["train"], labels["valid"]])
-            p = out_of_fold(np.concatenate([x["train"], x["valid"]]), y, before["groups"], seed=seed)
+            p = out_of_fold(np.concatenate([x["train"], x["valid"]]), y, **before["ways"], seed=seed)
             found = {**before, "probabilities": p, "suspects": np.isin(np.arange(len(y)), label_suspects(y, p))}
         else:
             found = audit_faults(faulty, x, seed)
@@ -483,17 +487,18 @@ def turn_again(
     draws: Iterable[int] = range(100, 130),  # seeds of what is turned, and of the folds
     others: Mapping[str, Callable[..., np.ndarray]] | None = None,  # name → label model: tables, seed → probabilities
 ) -> pd.DataFrame:  # model, draw, injected, named, hits: rows by falling suspicion, "1" for a turned label
-    """What the audit's label check names, draw by draw, and what it would name with another label model: trees in two
-    passes, and trees that learned from the labels before any was turned. A check that reads the same comparisons can
-    hardly hope for more than the last, which nobody can run without the truth. Each of the `others` stands alone and
-    as the mean of its log-odds and the trees'.
+    """What the audit's label check names, draw by draw (`trees and other labels`), and what it would name with another
+    label model: `trees` that read each pair alone, the same in two passes, and the same having learned from the labels
+    before any was turned. A check that reads the comparisons of one pair can hardly hope for more than the last, which
+    nobody can run without the truth. Each of the `others` stands alone and as the mean of its log-odds and the trees'.
 
     Raises ProdsimError if train or valid is missing."""
     if lacking := [s for s in ("train", "valid") if s not in pairs]:
         raise ProdsimError(f"labels of train and valid are turned; {lacking[0]} is missing")
     own = DatasetDict({s: pairs[s] for s in ("train", "valid")})
     x, tables = np.concatenate(list(features_of(own).values())), open_for_audit(own)[1]
-    groups = fold_groups(pd.concat(tables.values(), ignore_index=True))
+    whole = pd.concat(tables.values(), ignore_index=True)
+    groups, near = fold_groups(whole), neighbourhood(whole)
     before = np.concatenate([tables[s]["label"].to_numpy(int) for s in tables])
     rows = []
     for draw in draws:
@@ -502,6 +507,7 @@ def turn_again(
         y = np.concatenate([spoilt[s]["label"].to_numpy(int) for s in tables])
         folds = {"groups": groups, "seed": draw}
         said = {
+            "trees and other labels": out_of_fold(x, y, near=near, **folds),
             "trees": out_of_fold(x, y, **folds),
             "trees, two passes": out_of_fold(x, y, passes=2, **folds),
             "trees that learned from right labels": out_of_fold(x, before, **folds),

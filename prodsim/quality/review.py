@@ -114,10 +114,10 @@ def cross_fitted(
     seed: int = 0,  # of the folds
 ) -> np.ndarray:  # (rows of `split`,) probability of a match
     """Probabilities from models that saw neither the row's label nor that of a copy of its pair: the audit's model
-    (`out_of_fold` on `pair_features`), fitted on the other folds of all splits, each pair once.
+    (`out_of_fold` on `pair_features` and the `neighbourhood`), fitted on the other folds of all splits, each pair once.
 
     Raises ProdsimError for a split that is not there, and where labels are too few for the folds."""
-    from prodsim.quality.labels import fold_groups, out_of_fold, pair_features
+    from prodsim.quality.labels import fold_groups, neighbourhood, out_of_fold, pair_features
     from prodsim.quality.values import column_kinds
 
     if split not in pairs:
@@ -131,7 +131,8 @@ def cross_fitted(
     records = [once[[f"{side}_{n}" for n in names]].set_axis(names, axis=1) for side in ("left", "right")]
     kinds = column_kinds(pd.concat(records, ignore_index=True).drop_duplicates())
     features = pair_features(once, kinds, embed)
-    found = out_of_fold(features, once["label"].to_numpy(dtype=int), fold_groups(once), folds, seed)
+    labels, near = once["label"].to_numpy(dtype=int), neighbourhood(once)
+    found = out_of_fold(features, labels, fold_groups(once), folds, seed, near=near)
     of_pair = dict(zip(keys[~keys.duplicated()], found, strict=True))
     return np.array([of_pair[key] for key in keys[: len(pairs[split])]])
 

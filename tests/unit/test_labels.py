@@ -8,9 +8,13 @@ from little_shop import little_pairs
 from prodsim.core import ProdsimError
 from prodsim.quality.labels import (
     DOUBT,
+    HEARD,
+    boosted,
+    evidence,
     fold_groups,
     label_suspects,
     likeness,
+    neighbourhood,
     out_of_fold,
     pair_features,
     rater_agreement,
@@ -121,6 +125,70 @@ def test_rows_of_a_record_stay_in_one_fold(little):
     x = record[:, None] + np.zeros((1, 2))
     leaks, holds = (np.mean((out_of_fold(x, labels, groups) > 0.5) == labels) for groups in (None, record))
     assert leaks > 0.95 and holds < 0.8
+
+
+def around(*rows):
+    "Pairs of one-text records, and their labels."
+    left, right, labels = zip(*rows, strict=True)
+    table = pd.DataFrame({"left_id": "x", "left_title": left, "right_id": "y", "right_title": right})
+    return table, np.array(labels)
+
+
+def test_what_other_labels_say_by_hand():
+    red, blue, far = "lamp red", "lamp blue", "oven"
+    table, y = around((red, blue, 1), (red, far, 0), (blue, "lamp red", 0), ("spoon", "fork", 1), ("spoon", far, 1))
+    near, all_heard = neighbourhood(table), np.ones(5, bool)
+    said = evidence(near, y, all_heard)
+    kinds = ["no match", "match"]
+    names = [f"{what} {end}" for what in (*kinds, *(f"count {k}" for k in kinds), "share") for end in ("less", "more")]
+    said = pd.DataFrame(said[:, :10], columns=names)
+    # the first pair: of `red` one other label (no match, with far); rows 0 and 2 are one pair, deaf to each other
+    assert said.loc[[0, 2], ["count no match more", "count match more", "count no match less"]].to_numpy().tolist() == (
+        [[1, 0, 0]] * 2
+    )
+    assert said.loc[0].equals(said.loc[2]) and said.loc[0, "no match more"] < 0.2  # the oven is no lamp
+    # the oven with red: red's two labels with blue, one of either kind, and the spoon's match with the oven
+    assert said.loc[1, ["count match less", "count match more", "count no match more"]].tolist() == [1, 1, 1]
+    assert said.loc[1, "share more"] == pytest.approx((1 + 0.6) / 2) and said.loc[1, "match more"] < 0.2
+    assert said.loc[3, "match more"] == pytest.approx(said.loc[3, "match less"])  # one side alone has other labels
+    swapped = table.rename(columns=lambda c: {"l": "right", "r": "left"}[c[0]] + c[c.index("_") :])[list(table)]
+    np.testing.assert_allclose(evidence(neighbourhood(swapped), y, all_heard)[:, :10], said, atol=1e-9)
+
+
+def test_a_neighbourhood_reads_numbers_and_missing_cells():
+    table, y = around(("lamp red", "lamp", 1), ("lamp red", "oven", 0), (None, "oven", 0))
+    near = neighbourhood(table.assign(left_price=[1.5, 1.5, np.nan], right_price=[1.5, None, 2.0]))
+    assert sorted(zip(near.row, near.other, strict=True)) == [(0, 1), (1, 0)]  # the two ovens differ in price
+    assert np.isfinite(near.standing).all() and np.isfinite(evidence(near, y, y < 2)[:, 4:]).all()
+
+
+def test_no_label_speaks_of_its_own_pair_and_none_that_is_not_heard(little):
+    table = pd.concat(open_for_audit(little)[1].values(), ignore_index=True)
+    y, near = table["label"].to_numpy(int), neighbourhood(table)
+    assert len(near.row) > len(table) and near.alike.min() >= 0 and near.alike.max() <= 1 + 1e-9
+    assert (near.row != near.other).all() and np.bincount(near.row).max() <= 2 * HEARD
+    heard = np.arange(len(y)) % 3 > 0
+    given = evidence(near, y, heard)
+    assert np.array_equal(given, evidence(near, np.where(heard, y, 1 - y), heard), equal_nan=True)
+    for row in np.flatnonzero(heard)[:20]:
+        turned = np.where(np.arange(len(y)) == row, 1 - y, y)
+        prior = given[:, 8:10], evidence(near, turned, heard)[:, 8:10]  # the share leans on the share of all labels
+        again = evidence(near, turned, heard)
+        assert np.array_equal(given[row, :8], again[row, :8], equal_nan=True)
+        assert np.allclose(prior[0][row], prior[1][row], atol=0.01)
+    groups, learned = fold_groups(table), []
+
+    def fit(features, labels, judged, seed):
+        learned.append((features, labels))
+        return boosted(features, labels, judged, seed)
+
+    x = np.arange(len(y), dtype=float)[:, None]  # a row's number, so that what was learned from can be told
+    out_of_fold(x, y, groups, near=near, fit=fit)
+    for features, labels in learned:
+        known = np.isin(np.arange(len(y)), features[:, 0])
+        judged_turned = np.where(known, y, 1 - y)
+        assert np.array_equal(features[:, 1:], evidence(near, judged_turned, known)[known], equal_nan=True)
+        assert np.array_equal(labels, y[known]) and not known.all()
 
 
 def test_pair_features_are_symmetric_in_likeness(little):
