@@ -216,9 +216,9 @@ class TextReader:
 
     def __post_init__(self):
         "Lay the weights out."
-        if self.plain is None:
-            as_read = isinstance(self.model, QueryEncoder) or self.model.fast() is self.model.encoder  # not in bf16
-            self.plain = getattr(self.model, "plain", None) or (plain_bert(self.model) if as_read else None)
+        self.plain = self.plain or getattr(self.model, "plain", None)
+        if self.plain is None and self.model.fast() is self.model.encoder:  # not in bf16
+            self.plain = plain_bert(self.model)
 
     @property
     def limit(self) -> int:  # tokens of a text, those that frame it among them
