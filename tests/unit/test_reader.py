@@ -29,7 +29,10 @@ def opened(encoder):
 
 def test_an_index_is_asked_without_opening_its_encoder(made):
     again = CatalogueIndex.open(made.folder)
-    assert again.search("acme lamp")["results"] == made.search("acme lamp")["results"] and not opened(again.encoder)
+    ours, theirs = (index.search("acme lamp")["results"] for index in (again, made))
+    assert [r["id"] for r in ours] == [r["id"] for r in theirs] and not opened(again.encoder)
+    for own, other in zip(ours, theirs, strict=True):
+        assert own["dimensions"] == pytest.approx(other["dimensions"], abs=1e-6)
     texts = [f"lamp {i}" for i in range(FEW + 1)]
     np.testing.assert_allclose(again.encoder.embed_texts(texts), made.encoder.embed_texts(texts), atol=1e-5)
     assert opened(again.encoder) and fingerprint(again.encoder) == made.manifest["model"]["fingerprint"]
