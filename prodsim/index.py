@@ -47,6 +47,7 @@ from prodsim.core import (
 )
 from .data import components
 from .encoders import DEFAULT_MODEL, UNKNOWN_LIMIT, load_model, pretrained, unknown_share
+from .reader import keep_reader, kept_reader
 
 # %% ../nbs/71_index.ipynb #20e56994
 KINDS = ("flat", "hnsw", "ivf", "pq", "hash")
@@ -186,14 +187,21 @@ def checked_encoder(
     manifest: dict,  # its index.json
     model: str | Path | None = None,  # None: the one the index names
 ):
-    "The bi-encoder that made an index. Raises ProdsimError if another stands there."
+    """The bi-encoder that made an index, not opened yet where its files are what they were (`prodsim.reader`).
+
+    Raises ProdsimError if another stands there."""
     made = manifest["model"]
-    encoder = open_encoder(model or made["name"], manifest["attributes"])
+    name = str(model or made["name"])
+    whole = partial(open_encoder, name, manifest["attributes"])
+    if (known := kept_reader(folder, name, made["fingerprint"], whole)) is not None:
+        return known
+    encoder = whole()
     if fingerprint(encoder) != made["fingerprint"]:
         raise ProdsimError(
             f"{folder}: made with {made['name']}, not with {model or 'what stands there now'}; "
             "search with that encoder or make the index again"
         )
+    keep_reader(folder, encoder, name, made["fingerprint"])
     return encoder
 
 
@@ -605,6 +613,7 @@ class CatalogueIndex(SearchableIndex):
         manifest = {"format": 1, "model": made, "attributes": names, "kind": chosen, "next": 2, **revision()}
         with atomic_dir(folder) as new:
             manifest["segments"] = [_write_segment(new / "s000001", records, vectors, names, chosen, encoder)]
+            keep_reader(new, encoder, **made)
             write_json(new / "index.json", manifest)
         return cls._opened(folder, manifest, encoder)
 

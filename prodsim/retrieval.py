@@ -4,23 +4,19 @@
 
 # %% auto #0
 __all__ = ['MEASURE', 'FEATURES', 'DEPTH', 'FIELDS', 'SYSTEMS', 'CHINESE', 'word_form', 'search_words', 'Reading', 'Vocabulary',
-           'kind_texts', 'TextReader', 'one_thread', 'ProductSearch', 'field_names', 'Ranker', 'paired_gain',
-           'both_readings', 'summarise_search', 'chorus_judgments', 'kept_embeddings', 'chorus_catalogue',
-           'query_folds', 'chorus_search', 'run_search', 'search_latency', 'milliseconds', 'stored_searches',
-           'recomputed', 'summarise_chinese', 'run_search_chinese']
+           'kind_texts', 'ProductSearch', 'field_names', 'Ranker', 'paired_gain', 'both_readings', 'summarise_search',
+           'chorus_judgments', 'kept_embeddings', 'chorus_catalogue', 'query_folds', 'chorus_search', 'run_search',
+           'search_latency', 'milliseconds', 'recomputed', 'summarise_chinese', 'run_search_chinese']
 
 # %% ../nbs/72_retrieval.ipynb #83be48e5
 import json
 import re
-import sys
-import threading
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 
@@ -36,15 +32,15 @@ from prodsim.core import (
     hash_text,
     provenance,
     results_folder,
-    stored_results,
     stored_table,
     write_json,
     write_table,
 )
-from .encoders import UNKNOWN_LIMIT, PairModel, reads_ragged, unknown_share
+from .encoders import UNKNOWN_LIMIT, unknown_share
 from .evaluation import ndcg
 from .evidence import note_look
 from .index import known_attribute, passes, read_filters, read_query, sort_keys
+from .reader import TextReader, one_thread
 
 # %% ../nbs/72_retrieval.ipynb #d3b237d3
 MEASURE = re.compile(
@@ -178,133 +174,6 @@ def kind_texts(
         found = re.findall(r"[^\W\d_]{3,}", rest) or re.findall(r"[^\W\d_]{3,}", title)
         texts.append(" ".join(found[:4]))
     return texts
-
-# %% ../nbs/72_retrieval.ipynb #87e3811a
-def _products(*linear) -> tuple[np.ndarray, np.ndarray]:
-    "Weights of layers side by side, inputs as rows, and their shifts."
-    weights = np.concatenate([m.weight.detach().numpy() for m in linear])
-    return np.ascontiguousarray(weights.T), np.concatenate([m.bias.detach().numpy() for m in linear])
-
-
-def _through(module, x: np.ndarray) -> np.ndarray:
-    "What one of the encoder's own small parts makes of an array."
-    import torch
-
-    return module(torch.from_numpy(x)).numpy()
-
-
-@dataclass
-class TextReader:
-    """Reads a query or a few short texts quickly where an encoder is a plain BERT in fp32 on a CPU.
-
-    The weights are copied (42 MB of the default encoder): an encoder that is trained further needs a new reader."""
-
-    model: PairModel  # of kind bi
-    _layers: list | None = field(default=None, repr=False)  # None: the encoder's own library reads
-
-    def __post_init__(self):
-        "Lay the weights out."
-        import torch
-
-        encoder = self.model.fast()
-        if reads_ragged(encoder) and all(p.dtype is torch.float32 for p in encoder.parameters()):
-            layers = [
-                (_products(own.query, own.key, own.value), *map(_products, (after.dense, wide.dense, narrow.dense)),
-                 after.LayerNorm, wide.intermediate_act_fn, narrow.LayerNorm)
-                for layer in encoder[0].auto_model.encoder.layer
-                for own, after in [(layer.attention.self, layer.attention.output)]
-                for wide, narrow in [(layer.intermediate, layer.output)]
-            ]  # fmt: skip
-            sizes = np.cumsum([weights.size for own in layers for weights, _ in own[:4]])
-            places = iter(np.split(np.empty(sizes[-1], np.float32), sizes[:-1]))  # one large array lies in huge pages
-
-            def placed(weights: np.ndarray) -> np.ndarray:
-                place = next(places).reshape(weights.shape)
-                place[:] = weights
-                return place
-
-            self._layers = [(*((placed(w), shift) for w, shift in own[:4]), *own[4:]) for own in layers]
-
-    def embed(
-        self,
-        texts: list[str],
-    ) -> np.ndarray:  # shape (texts, dimensions), rows of length one; as `embed_texts` of the model, to rounding
-        "Embedding of each text."
-        if len(texts) != 1 or self._layers is None:
-            return self.model.embed_texts(texts)
-        vector = self.states(texts)[0].mean(axis=0, keepdims=True)
-        return vector / np.maximum(np.linalg.norm(vector), 1e-12)
-
-    def states(
-        self,
-        texts: list[str],
-    ) -> list[np.ndarray]:  # one a text, shape (tokens, dimensions)
-        "The encoder's last states, those of the two tokens that frame a text at both ends."
-        import torch
-
-        encoder = self.model.fast()
-        if self._layers is None or not texts:
-            read = encoder.encode(texts, output_value="token_embeddings", show_progress_bar=False)
-            return [r.float().cpu().numpy() for r in read]
-        with torch.inference_mode():
-            return self._read(encoder, texts)
-
-    def _read(self, encoder, texts: list[str]) -> list[np.ndarray]:
-        options = {"truncation": True, "max_length": encoder.max_seq_length, "padding": False, "verbose": False}
-        ids, bert = encoder.tokenizer(texts, **options)["input_ids"], encoder[0].auto_model
-        ends, heads = np.cumsum([len(own) for own in ids]), bert.config.num_attention_heads
-        spans = [slice(end - len(own), end) for own, end in zip(ids, ends.tolist(), strict=True)]
-        parts = bert.embeddings
-        words, places, kinds = (
-            own.weight.numpy()
-            for own in (parts.word_embeddings, parts.position_embeddings, parts.token_type_embeddings)
-        )
-        x = np.zeros((-(-ends[-1] // 4) * 4, words.shape[1]), np.float32)  # products take four rows at a time
-        x[: ends[-1]] = words[np.concatenate(ids)] + places[np.concatenate([np.arange(len(own)) for own in ids])]
-        x = _through(parts.LayerNorm, x + kinds[0])
-        for (into, shift), (mix, mixed), (widen, wide), (narrow, narrowed), norm, bend, last in self._layers:
-            asked, seen = (x @ into + shift).reshape(len(x), 3, heads, -1), np.zeros_like(x)
-            for span in spans:
-                query, key, value = asked[span].transpose(1, 2, 0, 3)
-                weights = query @ key.transpose(0, 2, 1) * np.float32(query.shape[-1] ** -0.5)
-                weights = np.exp(weights - weights.max(axis=2, keepdims=True))
-                weights /= weights.sum(axis=2, keepdims=True)
-                seen[span] = (weights @ value).transpose(1, 0, 2).reshape(-1, seen.shape[1])
-            x = _through(norm, seen @ mix + mixed + x)
-            x = _through(last, _through(bend, x @ widen + wide) @ narrow + narrowed + x)
-        return [x[span] for span in spans]
-
-
-_threads = {"lock": threading.Lock(), "asked": 0, "before": []}
-
-
-@cache
-def _thread_pools():
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    "Matrix products on one thread; what was set before comes back when the last who asked for it is done."
-    with _threads["lock"]:
-        if not _threads["asked"]:
-            torch = sys.modules.get("torch")  # whose products count threads of their own
-            before = torch.get_num_threads() if torch else 0
-            pools = _thread_pools().limit(limits=1)
-            if before > 1:
-                torch.set_num_threads(1)
-            _threads["before"] = [pools.restore_original_limits]
-            _threads["before"] += [lambda: torch.set_num_threads(before)] if before > 1 else []
-        _threads["asked"] += 1
-    try:
-        yield
-    finally:
-        with _threads["lock"]:
-            _threads["asked"] -= 1
-            for restore in () if _threads["asked"] else _threads["before"]:
-                restore()
 
 # %% ../nbs/72_retrieval.ipynb #5f01b921
 FEATURES = (
@@ -941,13 +810,8 @@ def milliseconds(
     return {f"{w}p{q}_ms": float(np.percentile(taken[:, i], q)) for i, w in enumerate(("", "cpu_")) for q in (50, 95)}
 
 
-def stored_searches() -> list[dict]:  # one per data set
-    "Stored measurements of search, by name."
-    return stored_results("search")
-
-
 def recomputed(
-    result: dict,  # one of `stored_searches()`
+    result: dict,  # one of `prodsim.search.stored_searches()`
     summarise: Callable[[pd.DataFrame], dict],  # its numbers from its stored scores
 ) -> list[str]:  # empty if all is well
     "Stored numbers that do not follow from the stored scores. Raises ProdsimError if these are missing."

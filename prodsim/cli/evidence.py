@@ -214,21 +214,24 @@ def _bench_search(
     floor: Annotated[bool, typer.Option("--floor", help="what is refused by a floor without judgments")] = False,
     latency: Annotated[bool, typer.Option("--latency", help="what a query takes, in every way to answer")] = False,
     made: Annotated[bool, typer.Option("--made", help="a ranker of queries made from titles and attributes")] = False,
+    start: Annotated[bool, typer.Option("--start", help="search and demo, from prompt to answer")] = False,
     model: Annotated[str | None, typer.Option(help="a Chinese encoder for a row by meaning, with --chinese")] = None,
     as_json: Json = False,
 ) -> None:
     "Measure every step of search on judged queries, cross-validated by query; stored among the results."
-    from prodsim.search import run_cross, run_floor, run_latency, run_made, run_search, run_search_chinese
+    from prodsim.retrieval import run_search, run_search_chinese
+    from prodsim.search import run_cross, run_floor, run_latency, run_made, run_start
 
     if model is not None and not chinese:
         raise ProdsimError(f"--model {model}: only the Chinese rows take one, give --chinese")
-    if chinese + cross + floor + latency + made > 1:
-        raise ProdsimError("--chinese, --cross, --floor, --latency and --made are measurements of their own: give one")
+    if chinese + cross + floor + latency + made + start > 1:
+        own = "--chinese, --cross, --floor, --latency, --made and --start"
+        raise ProdsimError(f"{own} are measurements of their own: give one")
     if chinese:
         result = run_search_chinese(model)
     else:
-        chosen = ((cross, run_cross), (floor, run_floor), (latency, run_latency), (made, run_made), (True, run_search))
-        result = next(measure for asked, measure in chosen if asked)()
+        chosen = ((cross, run_cross), (floor, run_floor), (latency, run_latency), (made, run_made), (start, run_start))
+        result = next((measure for asked, measure in chosen if asked), run_search)()
     plain = [
         {"system": s, **{k: v for k, v in r.items() if isinstance(v, float)}} for s, r in result["systems"].items()
     ]

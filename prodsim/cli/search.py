@@ -33,6 +33,9 @@ def _index(
     collection: Annotated[str | None, typer.Option(help="its name in the engine; default: a new one")] = None,
     update: Annotated[bool, typer.Option("--update", help="add these records to the index, replace known ids")] = False,
     delete: Annotated[list[str] | None, typer.Option(help="id of a record to delete; repeat")] = None,
+    prepare: Annotated[
+        bool, typer.Option(help="write what search needs, too, into a new local index; else the first search does")
+    ] = True,
     compact: Annotated[bool, typer.Option("--compact", help="write what is left as one segment")] = False,
     as_json: Json = False,
 ) -> None:
@@ -40,6 +43,7 @@ def _index(
     from prodsim.data import load_records
     from prodsim.engine import EngineIndex, open_index
     from prodsim.index import CatalogueIndex
+    from prodsim.search import HELD_UP_TO, open_search
 
     if catalogue is None and not (delete or compact):
         raise ProdsimError("index needs a catalogue, or --delete ID, or --compact")
@@ -59,6 +63,8 @@ def _index(
         index = EngineIndex.create(records, out, engine, collection, model, attribute)
     elif records is not None and not update:
         index = CatalogueIndex.create(records, out, model, attribute, kind)
+        if prepare and len(index) <= HELD_UP_TO:
+            open_search(out, model)
     else:
         index = open_index(out, model)
         changes = index.add(records) if update else {}

@@ -15,7 +15,7 @@ from test_search import RECORDS, embed
 
 from prodsim.core import ProdsimError
 from prodsim.demo import Demo, line_curve, marked, serve
-from prodsim.search import ProductSearch
+from prodsim.retrieval import ProductSearch
 
 ODD = RECORDS.assign(title=["<img src=x onerror=alert(1)> Acme headset", *RECORDS["title"][1:]])
 PAIRS = Dataset.from_dict(

@@ -263,6 +263,7 @@ def test_add_replace_delete_compact(made):
     assert len(again) == 4 and len(again.segments) == 1
     assert sorted(p.name for p in made.folder.iterdir() if p.name != ".lock") == [
         "index.json",
+        "reader.json",
         again.manifest["segments"][0]["name"],
     ]
     assert sorted(again.record(0, i)["id"] for i in range(4)) == ["a", "b", "d", "e"]

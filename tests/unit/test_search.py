@@ -14,34 +14,35 @@ from prodsim.cli import main
 from prodsim.core import ProdsimError, results_folder
 from prodsim.encoders import pretrained
 from prodsim.index import CatalogueIndex
-from prodsim.search import (
+from prodsim.reader import TextReader, one_thread
+from prodsim.retrieval import (
     FEATURES,
+    ProductSearch,
+    Ranker,
+    both_readings,
+    kept_embeddings,
+    kind_texts,
+    paired_gain,
+    search_words,
+    word_form,
+)
+from prodsim.search import (
     READ_TOKENS,
     RERANKED,
     Floor,
     LateReader,
-    ProductSearch,
-    Ranker,
     Reranker,
-    TextReader,
     ask,
-    both_readings,
     cross_weight,
-    kept_embeddings,
-    kind_texts,
     learn_search,
     made_judgments,
     made_queries,
-    one_thread,
     open_search,
-    paired_gain,
     search_differences,
-    search_words,
     stored_searches,
     summarise_floor,
     summarise_latency,
     time_ways,
-    word_form,
 )
 
 RECORDS = pd.DataFrame(
@@ -297,7 +298,7 @@ def test_one_text_is_read_as_many_are(tiny_model):
     for ours, own in zip(reader.states(texts), theirs, strict=True):
         np.testing.assert_allclose(ours, own.numpy()[: len(ours)], atol=1e-4)
     slow = TextReader(encoder)
-    slow._layers = None  # an encoder of another kind
+    slow.plain = None  # an encoder of another kind
     np.testing.assert_allclose(slow.embed(texts[:1]), reader.embed(texts[:1]), atol=1e-5)
     np.testing.assert_allclose(slow.states(texts)[0], reader.states(texts)[0], atol=1e-4)
 
