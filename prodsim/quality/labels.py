@@ -199,7 +199,7 @@ def evidence(
 # %% ../../nbs/quality/14_labels.ipynb #5767d078
 LABEL_TREES = {**TREES, "num_leaves": 8}  # smaller ones than those that learn from labels one trusts
 LABEL_ROUNDS = 120  # trees
-DOUBT = 0.3  # least probability that a suspect's label was turned
+DOUBT = 0.26  # least probability that a suspect's label was turned
 USUAL = 0.033  # share of wrong labels, on average, in ten test sets (Northcutt, Athalye & Mueller 2021)
 
 
