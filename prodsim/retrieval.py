@@ -23,8 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize
-from scipy.special import expit
 
 from .candidates import LexicalIndex, first_rows, match_ranks, reciprocal_ranks
 from .comparisons import amount, words
@@ -583,6 +581,10 @@ def field_names(
 LINE = ("meaning", "feedback", "late interaction")
 
 
+def _expit(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
 def fit_line(
     features: list[np.ndarray],  # of each query, shape (rows, FEATURES)
     grades: list[np.ndarray],  # of each row: 0 to 3; -1: not judged
@@ -591,6 +593,8 @@ def fit_line(
 ) -> list[float]:  # shift, then a weight for each of `LINE`; together the log-odds of the expected gain
     """Weights under which, of two results of a query, the better stands above (RankNet, Burges et al. 2005), pairs
     weighed by their difference in gain; then shift and scale, so that the value is an expected gain."""
+    from scipy.optimize import minimize
+
     at = [FEATURES.index(n) for n in LINE]
     x = [np.nan_to_num(own[:, at].astype(float)) for own in features]
     gains = [(np.exp2(np.maximum(g, 0)) - 1) / 7 for g in grades]
@@ -609,7 +613,7 @@ def fit_line(
 
     def order(b: np.ndarray) -> tuple[float, np.ndarray]:
         loss = (weight * np.logaddexp(0, -step @ b)).sum() + pull * ((b - start) ** 2).sum()
-        return loss, -(weight * expit(-step @ b)) @ step + 2 * pull * (b - start)
+        return loss, -(weight * _expit(-step @ b)) @ step + 2 * pull * (b - start)
 
     slope = minimize(order, start, jac=True, method="L-BFGS-B").x / scale
     z, t = np.concatenate(x) @ slope, np.concatenate(gains)
@@ -617,7 +621,7 @@ def fit_line(
 
     def gain(p: np.ndarray) -> tuple[float, np.ndarray]:
         u = p[0] + p[1] * z
-        off = share * (expit(u) - t)
+        off = share * (_expit(u) - t)
         return (share * (np.logaddexp(0, u) - t * u)).sum(), np.array([off.sum(), (off * z).sum()])
 
     shift, size = minimize(gain, np.array([0.0, 1.0]), jac=True, method="L-BFGS-B").x
@@ -675,7 +679,7 @@ class Ranker:
         if not len(features):
             return np.zeros(0)
         trees = self.of_trees(features)
-        return expit(trees if self.line is None else (trees + self.of_line(features)) / 2)
+        return _expit(trees if self.line is None else (trees + self.of_line(features)) / 2)
 
     def of_trees(
         self,

@@ -184,7 +184,7 @@ def _learn_search(
     states: Annotated[
         bool,
         typer.Option(
-            "--states", help="keep every token's state (some 11 kB a record): late interaction for the ranker"
+            "--states", help="keep every token's state (some 13 kB a record): late interaction for the ranker"
         ),
     ] = False,
     as_json: Json = False,
