@@ -473,12 +473,19 @@ def record_shards(
     folder: str | Path,  # where the parts go
     rows: int = 50_000,  # a part
 ) -> list[Path]:  # the parts, in the order of the file
-    "Cut a file of records into parts that workers take in turn. Raises ProdsimError at the first bad row."
-    parts = []
-    for i, chunk in enumerate(stream_records(path, rows)):
-        parts.append(Path(folder) / f"part-{i:05d}.parquet")
-        with atomic_file(parts[-1]) as temporary:
-            chunk.to_parquet(temporary, index=False)
+    "Cut a file of records into parts that workers take in turn. Raises ProdsimError, and leaves none, for a bad row."
+    parts: list[Path] = []
+    try:
+        for i, chunk in enumerate(stream_records(path, rows)):
+            with atomic_file(Path(folder) / f"part-{i:05d}.parquet") as temporary:
+                chunk.to_parquet(temporary, index=False)
+            parts.append(Path(folder) / f"part-{i:05d}.parquet")
+    except BaseException:
+        for part in parts:
+            part.unlink()
+        with contextlib.suppress(OSError):  # there is something else in it
+            Path(folder).rmdir()
+        raise
     return parts
 
 
@@ -652,12 +659,12 @@ def embed_job(
     begun, records, out = time.perf_counter(), Path(records).resolve(), Path(out).resolve()
     if out.is_file() or out == records:
         raise ProdsimError(f"--out {out}: name a folder of its own")
-    if records.is_file():
-        shards = record_shards(records, out.with_name(f"{out.name}.records"), rows)
-    else:
-        shards = shard_files(records)
+    whole = records.is_file()
+    shards = [records] if whole else shard_files(records)
     names = [c for c in next(iter(stream_records(shards[0], 1))).columns if c != "id"]
     made_by = fingerprint(open_encoder(model, names))
+    if whole:
+        shards = record_shards(records, out.with_name(f"{out.name}.records"), rows)
     given = (None if model is None else str(model), names, made_by, str(out))
     if workers:
         told = run_on_ray(shards, given, workers, cluster)

@@ -279,6 +279,10 @@ def test_shards(tmp_path):
     RECORDS.to_csv(tmp_path / "shelf.csv", index=False)
     parts = record_shards(tmp_path / "shelf.csv", tmp_path / "parts", 2)
     assert [len(pd.read_parquet(p)) for p in parts] == [2, 2, 1] and shard_files(tmp_path / "parts") == parts
+    (tmp_path / "bad.csv").write_text("id,title\n1,a\n2,b\n3,c,d\n")
+    assert "line 4" in message(record_shards, tmp_path / "bad.csv", tmp_path / "cut", 1)
+    assert "not cached" in message(embed_job, "no/such", tmp_path / "shelf.csv", tmp_path / "emb", 0)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.csv", "parts", "shelf.csv"]  # nothing half-done
     (tmp_path / "parts" / "part-00000.csv").write_text("id,title\n1,x\n")
     assert "two shards are called 'part-00000'" in message(shard_files, tmp_path / "parts")
     (tmp_path / "none").mkdir()
