@@ -107,7 +107,7 @@ def distill(
     device = encoder.device
     left, right = student.pair_texts(pairs)
     scale = torch.nn.Parameter(torch.tensor([2.0, 0.7], device=device))  # alpha, beta
-    optimizer = torch.optim.AdamW([*encoder.parameters(), scale], lr=learning_rate)
+    optimizer = torch.optim.AdamW([*encoder.parameters(), scale], lr=learning_rate, fused=True)
     wholes = np.split(np.arange(len(pairs)), np.flatnonzero(np.diff(lists)) + 1)
     random, batches = np.random.default_rng(seed), []
     for _ in range(epochs):

@@ -10,6 +10,7 @@ __all__ = ['lexical_scores', 'threshold_table', 'best_threshold', 'threshold_for
 
 # %% ../nbs/40_evaluation.ipynb #9c41335f
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -180,6 +181,7 @@ def _some_positives(table: pd.DataFrame) -> int:
 _AT_THRESHOLD = ("f1", "precision", "recall")
 _METRICS = (*_AT_THRESHOLD, "average_precision", "roc_auc")
 _CELLS = 4_000_000  # weights held in memory at a time: resamples × pairs
+_KEPT = 2**23  # counts of draws that are kept for the next metric
 
 
 def _weighted(
@@ -327,13 +329,24 @@ def _codes(groups: object, n: int) -> list[np.ndarray]:
     return np.split(codes, table.shape[1])
 
 
+@lru_cache(maxsize=4)
+def _kept_draws(size: int, n_resamples: int, seed: int) -> np.ndarray:
+    "Draws that several metrics of the same pairs share, a byte a count (one above 255 is out of reach)."
+    return np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=n_resamples).astype(np.uint8)
+
+
 def _resamples(n: int, n_resamples: int, seed: int, codes: np.ndarray | None = None) -> Iterator[np.ndarray]:
     "Bootstrap weights, some resamples at a time: how often each pair, or each record with its pairs, was drawn."
     rng = np.random.default_rng(seed)
     size = n if codes is None else int(codes.max()) + 1
     step = max(1, _CELLS // max(n, size))
+    kept = _kept_draws(size, n_resamples, seed) if 256 <= size <= _KEPT // n_resamples else None
     for start in range(0, n_resamples, step):
-        drawn = rng.multinomial(size, np.full(size, 1 / size), size=min(step, n_resamples - start)).astype(float)
+        many = min(step, n_resamples - start)
+        if kept is None:
+            drawn = rng.multinomial(size, np.full(size, 1 / size), size=many).astype(float)
+        else:
+            drawn = kept[start : start + many].astype(float)
         yield drawn if codes is None else drawn[:, codes]
 
 

@@ -239,6 +239,8 @@ def read_manifest(
         raise ProdsimError(f"{path}: not readable; make the index again") from None
     if not isinstance(manifest, dict) or manifest.get("format") != 1:
         raise ProdsimError(f"{path}: not an index of format 1; make it again with this version of prodsim")
+    if not {"model", "attributes"} <= set(manifest) or not {"segments", "engine"} & set(manifest):
+        raise ProdsimError(f"{path}: parts of it are missing; make the index again")
     return manifest
 
 

@@ -441,6 +441,14 @@ def learn_search(
             raise ProdsimError(f"{judgments}: not readable ({error})") from None
         if lacking := [c for c in ("query", "id", "grade") if c not in table]:
             raise ProdsimError(f"{judgments}: no column {lacking[0]!r}; judgments need query, id and grade")
+        if (empty := table["query"].fillna("").str.strip() == "").any():
+            raise ProdsimError(f"{judgments}, row {int(empty.idxmax()) + 2}: no query")
+        told = table.groupby(["query", "id"])["grade"].nunique()
+        if (twice := told[told > 1]).size:
+            query, own = twice.index[0]
+            raise ProdsimError(
+                f"{judgments}: query {query!r} and id {own!r} stand there with different grades; keep one"
+            )
     search, folder = open_search(folder), Path(folder)
     table = made_judgments(search) if judgments is None else table
     search.states = None  # an earlier run's
@@ -508,8 +516,6 @@ def summarise_floor(
     table: pd.DataFrame,  # part (judged, made or nonsense), good (0 or 1), chance
 ) -> dict:  # by part
     "Area under the curve, share refused of what has an answer and of what has none, calibration on made queries."
-    from sklearn.metrics import roc_auc_score
-
     out: dict = {}
     for part, own in table.groupby("part"):
         good, chance = own["good"].to_numpy(bool), own["chance"].to_numpy(float)
@@ -519,8 +525,13 @@ def summarise_floor(
         if part == "nonsense":
             continue
         draws = np.random.default_rng(0).integers(0, len(own), (2000, len(own)))
-        areas = [roc_auc_score(good[d], chance[d]) for d in draws if 0 < good[d].sum() < len(d)]
-        out[part]["area"] = float(roc_auc_score(good, chance))
+        times = np.zeros((len(draws), len(own)))  # how often each draw holds each row
+        np.add.at(times, (np.arange(len(draws))[:, None], draws), 1)
+        yes, no = times[:, good], times[:, ~good]
+        above = np.sign(chance[good][:, None] - chance[~good]) / 2 + 0.5  # of two rows the good one; a half where equal
+        both = yes.sum(axis=1) * no.sum(axis=1)
+        areas = ((yes @ above) * no).sum(axis=1)[both > 0] / both[both > 0]
+        out[part]["area"] = float(above.mean())
         out[part]["area_interval"] = [float(x) for x in np.quantile(areas, [0.025, 0.975])]
         out[part]["calibration_error"] = float(expected_calibration_error(good.astype(int), chance, 10))
     return out

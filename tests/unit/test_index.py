@@ -324,6 +324,15 @@ def test_folders_that_are_no_index(tmp_path, tiny_model):
     assert (tmp_path / "mine" / "letter.txt").read_text() == "keep me"
 
 
+@pytest.mark.parametrize(
+    "written", ["[]", '{"format": 2}', '{"format": 1}', '{"format": 1, "model": {}, "attributes": []}']
+)
+def test_a_manifest_that_is_none_is_said_to_be(tmp_path, written):
+    (tmp_path / "index.json").write_text(written)
+    with pytest.raises(ProdsimError, match="index.json: (not an index of format 1|parts of it are missing)"):
+        CatalogueIndex.open(tmp_path)
+
+
 @pytest.mark.parametrize("part", ["index.json", "s000001/vectors.npy", "s000001/terms.json"])
 def test_a_damaged_part_is_one_line(made, part):
     path = made.folder / part
