@@ -24,7 +24,8 @@ from .reading import finding, record_example, shortened
 
 # %% ../../nbs/quality/11_values.ipynb #d70a6e2b
 _PRICE = re.compile(r"price|cost|msrp|amount", re.I)
-_NUMBER = r"^\s*[^\d\s.,+\-]{0,4}\s*([+-]?\d[\d.,\s]*?)\s*[^\d\s.,]{0,4}\s*$"
+_DIGITS = r"(?:\d{1,3}(?:\s\d{3})+(?!\d)(?:[.,]\d*)?|\d[\d.,]*)(?:[eE][+-]\d{1,3})?"  # spaces divide thousands only
+_NUMBER = rf"^\s*[^\d\s.,+\-]{{0,4}}\s*((?:(?<![^\W\d_])[+-])?{_DIGITS})\s*[^\d\s.,]{{0,4}}\s*$"  # in DVM-60 is no sign
 _CODE = re.compile(
     r"(?i:\b|_)(?i:id|no|nr|code|sku|ean|upc|gtin|isbn|asin|mpn|zip|phone|year|model)s?$|ID$|[a-z]No$|Code$"
 )
@@ -36,10 +37,12 @@ _DATE = r"^\s*(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})(?:
 def to_number(
     values: pd.Series,  # texts: "$1,299.00", "1.299,00 €", "12"
 ) -> pd.Series:  # floats, NaN where there is no single number
-    "Numbers out of texts with a currency sign or unit of up to four characters; comma or point as decimal sign."
+    """Numbers out of texts with a currency sign or unit of up to four characters.
+
+    Comma or point is the decimal sign; spaces stand between thousands, exponents as in spreadsheets (4.01E+10)."""
     digits = values.astype("string").str.extract(_NUMBER, expand=False).str.replace(r"\s", "", regex=True)
     # the last sign is the decimal one, unless three digits follow a comma, or it stands more than once
-    comma = digits.str.contains(r",\d{1,2}$|\.\d{3},\d+$", regex=True, na=False)
+    comma = digits.str.contains(r",\d{1,2}$|\.\d{3},\d+$|,\d+[eE]", regex=True, na=False)
     plain = digits.str.replace(",", "", regex=False)
     european = digits.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
     return pd.to_numeric(plain.where(~comma, european), errors="coerce").astype("float64")

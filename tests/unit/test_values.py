@@ -32,6 +32,11 @@ def names(findings):
 def test_numbers_and_dates():
     numbers = to_number(pd.Series(["$1,299.00", "1.299,00 €", "12,5", "￥99", "-3", "5-7", "abc", None], dtype=object))
     assert numbers[:5].tolist() == [1299.0, 1299.0, 12.5, 99.0, -3.0] and numbers[5:].isna().all()
+    written = {"4.44e-16": 4.44e-16, "4,01E+10": 4.01e10, "1 299,50 kr": 1299.5, "12 345 678": 12345678, "USD -5": -5}
+    numbers = to_number(pd.Series(list(written), dtype=object))
+    assert numbers.tolist() == pytest.approx(list(written.values()), rel=1e-12)
+    none = ["DVM-60 2 PK", "535609 5 PK", "12E4", "12 PK/12 OZ"]  # a hyphen after a letter, two numbers, a code
+    assert to_number(pd.Series(none, dtype=object)).isna().all()
     days = to_date(pd.Series(["2024-05-31", "31.05.2024", "5/31/2024", "2024-02-30", "soon"], dtype=object))
     assert (days[:3] == pd.Timestamp("2024-05-31")).all() and days[3:].isna().all()
 
