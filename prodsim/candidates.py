@@ -18,9 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import scipy  # whose parts are imported when they are used
 from datasets import DatasetDict
-from scipy.optimize import minimize
-from scipy.stats import binomtest
 
 from .comparisons import amount, codes, words
 from prodsim.core import (
@@ -184,7 +183,7 @@ def candidate_recall(
     found, n = int((np.asarray(ranks, float) <= k).sum()), len(ranks)
     if n == 0:
         raise ProdsimError("recall needs at least one match; the split has none")
-    low, high = binomtest(found, n).proportion_ci(method="wilson")
+    low, high = scipy.stats.binomtest(found, n).proportion_ci(method="wilson")
     return {"recall": found / n, "low": float(low), "high": float(high), "missed": n - found}
 
 # %% ../nbs/70_candidates.ipynb #44cc4508
@@ -321,7 +320,8 @@ class Mix:
             value = (np.log(total[:, 0]) - z[np.arange(len(x)), at]).sum() + penalty * w @ w
             return value, np.einsum("ij,ijk->k", p / total, x) - true.sum(axis=0) + 2 * penalty * w
 
-        return cls(list(columns), minimize(loss, np.zeros(x.shape[2]), jac=True, method="L-BFGS-B").x)
+        found = scipy.optimize.minimize(loss, np.zeros(x.shape[2]), jac=True, method="L-BFGS-B")
+        return cls(list(columns), found.x)
 
     def scores(
         self,

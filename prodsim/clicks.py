@@ -11,10 +11,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import lightgbm
 import numpy as np
 import pandas as pd
-from sklearn.isotonic import IsotonicRegression
 
 from .candidates import Signals
 from .core import ProdsimError
@@ -116,6 +114,8 @@ def swap_propensities(
     Over lists with the same lot the same two products stand at rank 1 and at rank k, so that the ratio of their clicks
     is that of examination (Joachims, Swaminathan and Schnabel 2017, section 5). `falling` is the nearest curve that
     never rises (isotonic regression), between 0.001 and 1. Raises ProdsimError without enough such lists."""
+    from sklearn.isotonic import IsotonicRegression
+
     if "swap" not in log or not (log["swap"] > 0).any():
         raise ProdsimError("the log holds no experiment: no list in which the first product changed places")
     tried = log[log["swap"].to_numpy() > 0]
@@ -198,10 +198,12 @@ def train_ranker(
     weights: np.ndarray,  # shape (queries, k), estimated relevance, from clicks or grades
     rounds: int = 100,  # trees
     seed: int = 0,
-) -> lightgbm.Booster:  # `rank_scores` applies it
+):  # a lightgbm.Booster; `rank_scores` applies it
     """Boosted trees on the listwise softmax loss; labels may be any real numbers, as inverse propensities make them.
 
     Raises ProdsimError for shapes that do not fit, and where no weight is above 0."""
+    import lightgbm
+
     x, w = np.asarray(features, float), np.asarray(weights, float)
     if x.ndim != 3 or x.shape[:2] != w.shape or not np.isfinite(w).all():
         raise ProdsimError(f"features {x.shape} and weights {w.shape} must agree, weights finite")
@@ -209,7 +211,7 @@ def train_ranker(
         raise ProdsimError("no product has a weight above 0: nothing to learn from")
     w = w / np.maximum(np.abs(w).mean(), 1e-12)  # the unit of clicks is nobody's business
 
-    def objective(scores: np.ndarray, _: lightgbm.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    def objective(scores: np.ndarray, _) -> tuple[np.ndarray, np.ndarray]:
         gradient, curvature, _ = softmax_gradients(scores.reshape(w.shape), w)
         return gradient.ravel(), curvature.ravel()
 
@@ -226,7 +228,7 @@ def train_ranker(
 
 
 def rank_scores(
-    ranker: lightgbm.Booster,
+    ranker,  # of `train_ranker`
     features: np.ndarray,  # shape (queries, k, features)
 ) -> np.ndarray:  # shape (queries, k), larger is better
     "Scores of candidates."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GRAMS', 'GROUPS', 'TREES', 'ROUNDS', 'VERSION', 'VOCABULARIES', 'words', 'squash', 'codes', 'amount', 'Facts',
-           'text_facts', 'compare_words', 'compare_codes', 'compare_numbers', 'gram_weights', 'gram_vectors',
-           'row_products', 'Comparer', 'comparison_group', 'held_out_vectors', 'ComparisonModel',
+           'text_facts', 'compare_words', 'compare_codes', 'compare_numbers', 'gram_counts', 'gram_weights',
+           'gram_vectors', 'row_products', 'Comparer', 'comparison_group', 'held_out_vectors', 'ComparisonModel',
            'comparison_arguments', 'train_comparisons', 'save_comparisons', 'load_comparisons']
 
 # %% ../nbs/42_comparisons.ipynb #0343fb9e
@@ -20,17 +20,12 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
-import lightgbm
 import numpy as np
 import pandas as pd
 from datasets import Dataset, DatasetDict
 from rapidfuzz import fuzz
 from rapidfuzz.distance import JaroWinkler
 from safetensors.numpy import load_file, save_file
-from sklearn.cluster import KMeans
-from sklearn.feature_extraction.text import HashingVectorizer
-from sklearn.metrics import average_precision_score
-from sklearn.preprocessing import normalize
 
 from .core import ProdsimError, atomic_dir, machine, revision, write_json
 from .data import attributes
@@ -156,30 +151,40 @@ def compare_numbers(
     return {"jaccard": common / (sum(sizes) - common), "overlap": common / min(sizes), "alone": min(sizes) - common}
 
 # %% ../nbs/42_comparisons.ipynb #9b3b74fd
-GRAMS = {  # kind → what counts its grams, hashed
-    "characters": HashingVectorizer(
-        analyzer="char_wb", ngram_range=(2, 4), n_features=2**18, norm=None, alternate_sign=False
-    ),
-    "words": HashingVectorizer(analyzer=words, n_features=2**18, norm=None, alternate_sign=False),
+GRAMS = {  # kind → how a text is cut
+    "characters": {"analyzer": "char_wb", "ngram_range": (2, 4)},
+    "words": {"analyzer": words},
 }
+
+
+def gram_counts(
+    texts: Iterable[str],  # any records
+    kind: str,  # "characters" (n-grams of two to four) or "words"
+):  # sparse matrix, shape (texts, 262144)
+    "How often each text has each gram, hashed."
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    return HashingVectorizer(**GRAMS[kind], n_features=2**18, norm=None, alternate_sign=False).transform(texts)
 
 
 def gram_weights(
     texts: list[str],  # known records
-    kind: str,  # "characters" (n-grams of two to four) or "words"
+    kind: str,  # as for `gram_counts`
 ) -> np.ndarray:  # shape (262144,), float32: inverse document frequency of each hashed gram
     "What each gram is worth: the rarer, the more."
-    counts = np.maximum(GRAMS[kind].transform(texts).getnnz(axis=0), 2)  # see `Comparer.weight`
+    counts = np.maximum(gram_counts(texts, kind).getnnz(axis=0), 2)  # see `Comparer.weight`
     return (np.log((1 + len(texts)) / (1 + counts)) + 1).astype(np.float32)
 
 
 def gram_vectors(
     texts: list[str],  # any records
-    kind: str,  # as for `gram_weights`
+    kind: str,  # as for `gram_counts`
     weights: np.ndarray,  # what `gram_weights` gave
 ):  # sparse matrix, shape (texts, 262144), rows of length one: their products are cosines
     "TF-IDF vectors with logarithmic counts."
-    vectors = GRAMS[kind].transform(texts)
+    from sklearn.preprocessing import normalize
+
+    vectors = gram_counts(texts, kind)
     vectors.data = (1 + np.log(vectors.data)) * weights[vectors.indices]
     return normalize(vectors)
 
@@ -326,6 +331,8 @@ def held_out_vectors(
     groups: int = 5,  # of records with words in common
 ) -> pd.DataFrame:  # what `comparer.compare` gives for the training pairs, as if their words were new
     "Comparison vectors of training pairs by the word weights of records unlike theirs."
+    from sklearn.cluster import KMeans
+
     train = pairs["train"]
     sides = [[_side_texts(train, side, n) for n in comparer.texts] for side in ("left", "right")]
     left, right = (list(map(" ".join, zip(*columns, strict=True))) for columns in sides)
@@ -370,7 +377,7 @@ class ComparisonModel:
     "Boosted trees on comparison vectors: no encoder, no GPU, a probability for each pair."
 
     comparer: Comparer
-    trees: lightgbm.Booster
+    trees: object  # a lightgbm.Booster
     threshold: float | None = None  # score from which a pair is a match; chosen on validation data
     run: dict = field(default_factory=dict)  # run.json: how the model came about
     kind: str = "comparisons"
@@ -434,6 +441,9 @@ def train_comparisons(
 
     Raises ProdsimError for data without usable train and valid splits, an unknown attribute or setting, and an `out`
     that is no run or holds one made with other arguments."""
+    import lightgbm
+    from sklearn.metrics import average_precision_score
+
     pairs, arguments = training_pairs(data, names, seed)
     arguments |= comparison_arguments(rounds, vocabulary, drop)
     if out is not None:
@@ -497,6 +507,8 @@ def load_comparisons(
     precision: str = "auto",  # of encoders; not used
 ) -> ComparisonModel:
     "Open a saved model. Raises ProdsimError if a part is missing or cannot be read."
+    import lightgbm
+
     run, part = read_run(path), Path(path) / "comparisons"
     if run.get("format") != VERSION:
         raise ProdsimError(f"{part} compares as version {run.get('format')} did, this one is {VERSION}: train again")

@@ -53,6 +53,8 @@ def check_fields(
 @contextlib.contextmanager
 def _folder_above(path: Path) -> Iterator[None]:
     "The folder of `path`, made if need be; what was made goes again, if still empty, when the work inside fails."
+    if blocked := next((place for place in path.parents if place.exists() and not place.is_dir()), None):
+        raise ProdsimError(f"{path}: {blocked} is a file, not a folder; name another place")
     missing = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -13,11 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
+import scipy  # whose parts are imported when they are used
 from datasets import Dataset
-from scipy import optimize, special, stats
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
 
 from .core import ProdsimError
 
@@ -31,6 +28,8 @@ def lexical_scores(
 
     A record is all its attribute values, in column order. Weights come from the distinct records of `pairs_train`.
     Raises ProdsimError if a side has no attribute columns or there is no text to learn from."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     sides = ("left", "right")
     known = dict.fromkeys(text for side in sides for text in _record_texts(pairs_train, side))
     try:
@@ -300,9 +299,9 @@ def _influence(metric: str, y: np.ndarray, s: np.ndarray) -> np.ndarray:
         top, bottom = {"f1": (2 * (y & s), 1 * s + y), "precision": (y & s, s), "recall": (y & s, y)}[metric]
         return (top - top.sum() / bottom.sum() * bottom) / bottom.sum()
     if metric == "roc_auc":
-        rank, wins = stats.rankdata(s), np.empty(len(s))
-        wins[y] = (rank[y] - stats.rankdata(s[y])) / (~y).sum()  # share of the other class that it stands above
-        wins[~y] = 1 - (rank[~y] - stats.rankdata(s[~y])) / y.sum()
+        rank, wins = scipy.stats.rankdata(s), np.empty(len(s))
+        wins[y] = (rank[y] - scipy.stats.rankdata(s[y])) / (~y).sum()  # share of the other class that it stands above
+        wins[~y] = 1 - (rank[~y] - scipy.stats.rankdata(s[~y])) / y.sum()
         return (wins - wins[y].mean()) / np.where(y, y.sum(), (~y).sum())
     values, counts, hits = _descending(y, s)
     step = len(values) - 1 - np.searchsorted(values[::-1], s)
@@ -423,7 +422,7 @@ def paired_test(
     _checked_resampling(n_resamples, level)
     a, b = _metric_input(metric, a, threshold_a, "threshold_a"), _metric_input(metric, b, threshold_b, "threshold_b")
     if metric not in _AT_THRESHOLD:
-        a, b = stats.rankdata(a), stats.rankdata(b)
+        a, b = scipy.stats.rankdata(a), scipy.stats.rankdata(b)
     n, whole = len(y), np.ones((1, len(y)))
     difference = (_weighted(metric, y, a, whole) - _weighted(metric, y, b, whole))[0]
     if np.isnan(difference):
@@ -477,7 +476,7 @@ def mcnemar(
             row = int(bad.argmax())
             raise ProdsimError(f"{name}: {verdicts[row]:g} in row {row} (counted from 0): a verdict is 0 or 1")
     only_a, only_b = int(((a == y) & (b != y)).sum()), int(((b == y) & (a != y)).sum())
-    p_value = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    p_value = float(scipy.stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
     return {"only_a_right": only_a, "only_b_right": only_b, "p_value": p_value}
 
 # %% ../nbs/40_evaluation.ipynb #4986de7e
@@ -662,7 +661,7 @@ def reliability(
     rows = []
     for number in np.unique(code):
         inside = code == number
-        interval = stats.binomtest(int(y[inside].sum()), int(inside.sum())).proportion_ci(method="wilson")
+        interval = scipy.stats.binomtest(int(y[inside].sum()), int(inside.sum())).proportion_ci(method="wilson")
         rows.append(
             {
                 "low": tops[number - 1] if number else lowest,
@@ -703,14 +702,14 @@ def fit_temperature(
     _both_classes(y)
 
     def slope(log_inverse: float) -> float:
-        return float(np.mean((special.expit(np.exp(log_inverse) * z) - y) * z))
+        return float(np.mean((scipy.special.expit(np.exp(log_inverse) * z) - y) * z))
 
     limit = np.log(1000)
     if slope(-limit) >= 0:
         return 1000.0
     if slope(limit) <= 0:
         return 0.001
-    return float(np.exp(-optimize.brentq(slope, -limit, limit, xtol=1e-10)))
+    return float(np.exp(-scipy.optimize.brentq(slope, -limit, limit, xtol=1e-10)))
 
 
 def fit_platt(
@@ -719,6 +718,8 @@ def fit_platt(
 ) -> Callable[[np.ndarray], np.ndarray]:  # scores to probabilities
     """A logistic curve from scores to probabilities, with the softened targets of Platt (1999) that keep it finite
     on separable pairs. Raises ProdsimError with one class only."""
+    from sklearn.linear_model import LogisticRegression
+
     y, s = _checked(labels, scores)
     _both_classes(y)
     centre, scale = s.mean(), s.std() or 1.0
@@ -727,7 +728,7 @@ def fit_platt(
     model = LogisticRegression(C=np.inf, max_iter=1000)
     model.fit((x - centre) / scale, np.repeat([1, 0], len(s)), sample_weight=np.concatenate([target, 1 - target]))
     slope, offset = float(model.coef_[0, 0]), float(model.intercept_[0])
-    return lambda new: special.expit(slope * (np.asarray(new, dtype=float) - centre) / scale + offset)
+    return lambda new: scipy.special.expit(slope * (np.asarray(new, dtype=float) - centre) / scale + offset)
 
 
 def fit_isotonic(
@@ -738,6 +739,8 @@ def fit_isotonic(
 
     A score outside those it was fitted on gets the probability at the nearer end. Raises ProdsimError with one class
     only."""
+    from sklearn.isotonic import IsotonicRegression
+
     y, s = _checked(labels, scores)
     _both_classes(y)
     return IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(s, y.astype(float)).predict

@@ -34,12 +34,14 @@ def _index(
     update: Annotated[bool, typer.Option("--update", help="add these records to the index, replace known ids")] = False,
     delete: Annotated[list[str] | None, typer.Option(help="id of a record to delete; repeat")] = None,
     prepare: Annotated[
-        bool, typer.Option(help="write what search needs, too, into a new local index; else the first search does")
+        bool, typer.Option(help="write what search needs, too, after a change as well; else the next search does")
     ] = True,
     compact: Annotated[bool, typer.Option("--compact", help="write what is left as one segment")] = False,
     as_json: Json = False,
 ) -> None:
     "Embed a catalogue into an index on disk, or add, replace and delete records of one."
+    import datasets
+
     from prodsim.data import load_records
     from prodsim.engine import EngineIndex, open_index
     from prodsim.index import CatalogueIndex
@@ -53,18 +55,20 @@ def _index(
         raise ProdsimError("--update needs a catalogue: the records to add or replace")
     if (update or delete) and (attribute or kind != "auto"):
         raise ProdsimError("--attribute and --kind are of a new index: it keeps those it was made with")
+    if attribute and "id" in attribute:
+        raise ProdsimError("--attribute id: ids are kept, not searched; name an attribute that describes the product")
     if engine is not None and (kind != "auto" or catalogue is None or update):
         raise ProdsimError("--engine is of a new index, without --kind: --update and --delete find it by the manifest")
     if collection is not None and engine is None:
         raise ProdsimError(f"--collection {collection}: give the --engine that holds it")
+    datasets.disable_progress_bars()  # of the segments that are written
     records = None if catalogue is None else load_records(catalogue).to_pandas()
+    new = records is not None and not update
     changes: dict = {}
     if engine is not None:
         index = EngineIndex.create(records, out, engine, collection, model, attribute)
-    elif records is not None and not update:
+    elif new:
         index = CatalogueIndex.create(records, out, model, attribute, kind)
-        if prepare and len(index) <= HELD_UP_TO:
-            open_search(out, model)
     else:
         index = open_index(out, model)
         changes = index.add(records) if update else {}
@@ -72,11 +76,17 @@ def _index(
         changes["deleted"] = index.delete(delete)
     if compact:
         index.compact()
+    changed = any(n for what, n in changes.items() if what != "unchanged")
+    searched = (new and engine is None) or (changed and (out / "search").is_dir())  # or will be soon
+    if prepare and searched and 0 < len(index) <= HELD_UP_TO:
+        open_search(out, model)
     kept = ("kind", "attributes", "model")
     report = {"out": str(out), "records": len(index), "segments": index.segment_count, **changes}
     report |= {k: index.manifest[k] for k in kept}
-    changed = "".join(f", {n} {what}" for what, n in changes.items())
-    said = f"{out}: {len(index):,} records in {index.segment_count} segments, {report['kind']}{changed}"
+    told = "".join(f", {n} {what}" for what, n in changes.items())
+    said = f"{out}: {len(index):,} records in {index.segment_count} segments, {report['kind']}{told}"
+    if searched and not prepare:
+        said += "\nnot prepared for search: the next search does that first"
     print_result(report, as_json, said=said)
 
 # %% ../../nbs/cli/40_search.ipynb #517d5b63
@@ -151,9 +161,13 @@ def _print_found(found: dict, as_json: bool) -> None:
     for r in found["results"]:
         shown = next((v for n, v in r["record"].items() if v and n != "id"), "")
         rows.append({"id": escape(r["id"]), "score": r["score"], **r["dimensions"], "record": escape(shown[:80])})
-    said = list(found["notes"] or ([] if rows else ["nothing found"]))
+    said = list(found["notes"])
+    if not rows and found.get("found"):
+        said.append(f"there is no page {found['page']}: the last is {found['pages']}")
+    elif not rows and "nothing found" not in " ".join(said):
+        said.append("nothing found")
     said += [f"{name}: {_counted(values)}" for name, values in found.get("facets", {}).items()]
-    if found.get("pages", 1) > 1:
+    if rows and found.get("pages", 1) > 1:
         said.append(f"page {found['page']} of {found['pages']}, {found['found']} found")
     print_result(found, as_json, rows, said="\n".join(said))
 
@@ -167,6 +181,12 @@ def _learn_search(
     rerank: Annotated[
         str, typer.Option(help="trees; late or cross: who reads the first results again, slower")
     ] = "trees",
+    states: Annotated[
+        bool,
+        typer.Option(
+            "--states", help="keep every token's state (some 13 kB a record): late interaction for the ranker"
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     "Train the ranker of an index from graded results; it and its floor are kept in the folder."
@@ -174,7 +194,7 @@ def _learn_search(
 
     if (judgments is None) != made:
         raise ProdsimError("learn-search takes one of JUDGMENTS.csv and --made: queries from the catalogue itself")
-    report = learn_search(folder, judgments, unjudged, rerank)
+    report = learn_search(folder, judgments, unjudged, rerank, states, not as_json)
     said = f"{folder}: ranker of {report['queries']} queries and {report['judgments']} judgments"
     if "weight" in report:
         kept = f"kept, weight {report['weight']}" if report["weight"] else "not kept: it helps no query held back"
@@ -238,6 +258,8 @@ def _dedupe(
 
     if out is not None:
         check_suffix("--out", out, ".csv")
+    if threshold != threshold:
+        raise ProdsimError("--threshold nan: give a number, the score from which a pair is one product")
     records = load_records(catalogue).to_pandas()
     if model is None:
         score, embed = plain_judge(records), None

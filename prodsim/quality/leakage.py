@@ -12,8 +12,8 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
+import scipy  # whose parts are imported when they are used
 from datasets import Dataset, DatasetDict
-from scipy import stats
 
 from ..data import record_ids, repeated_pairs, seen_status
 from ..evaluation import best_threshold, pair_metrics
@@ -248,7 +248,7 @@ def split_difference(
 
     def compare(name: str, what: str, a: np.ndarray, b: np.ndarray) -> None:
         if len(a) and len(b):
-            statistic, p = stats.ks_2samp(a, b)
+            statistic, p = scipy.stats.ks_2samp(a, b)
             columns.append(
                 {
                     "column": name,
@@ -262,7 +262,7 @@ def split_difference(
 
     def rates(name: str, what: str, a: np.ndarray, b: np.ndarray) -> None:
         table = np.array([[a.sum(), len(a) - a.sum()], [b.sum(), len(b) - b.sum()]])
-        p = float(stats.fisher_exact(table)[1])
+        p = float(scipy.stats.fisher_exact(table)[1])
         columns.append(
             {
                 "column": name,
@@ -287,7 +287,7 @@ def split_difference(
             counts = [v.value_counts() for v in known]
             both = pd.concat(counts, axis=1).fillna(0)
             if len(both) > 1 and both.sum().min() > 0:
-                p = float(stats.chi2_contingency(both.to_numpy().T)[1])
+                p = float(scipy.stats.chi2_contingency(both.to_numpy().T)[1])
                 gap = float((both / both.sum()).diff(axis=1).iloc[:, 1].abs().sum() / 2)
                 columns.append(
                     {"column": name, "what": "categories", "difference": gap, "p_value": p, one: None, other: None}

@@ -25,7 +25,7 @@ from rapidfuzz.distance import JaroWinkler
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
-from ..comparisons import GRAMS, Comparer, Facts, amount, compare_words, gram_vectors, row_products, squash
+from ..comparisons import Comparer, Facts, amount, compare_words, gram_counts, gram_vectors, row_products, squash
 from ..comparisons import text_facts
 from ..core import ProdsimError, write_json
 from ..data import attributes
@@ -241,7 +241,7 @@ def pair_bm25(
     b: float = 0.75,  # how much length counts against a text
 ) -> np.ndarray:  # one per pair, in [0, 1]; nan where a side has no word
     "BM25 both ways (Robertson & Zaragoza 2009), each as a share of the text's score against itself."
-    counts = GRAMS["words"].transform(look.texts(of)).tocsr().astype(np.float64)
+    counts = gram_counts(look.texts(of), "words").tocsr().astype(np.float64)
     known = look.known.comparer
     seen_in = (known.records + 1) / np.exp(known.grams["words"].astype(np.float64) - 1) - 1  # see `gram_weights`
     idf = np.log1p((known.records - seen_in + 0.5).clip(0.01) / (seen_in + 0.5))

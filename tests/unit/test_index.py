@@ -2,7 +2,9 @@
 
 import json
 import os
+from pathlib import Path
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -403,9 +405,20 @@ def test_commands(tmp_path, tiny_model, capsys, monkeypatch):
     assert ids(json.loads(cheap)) == ["b", "e", "d"]
     code, out, err = run(capsys, "search", "ix", "echo phone")  # its title holds what rich reads as mark-up
     assert code == 0 and "[/red]" in out and err == ""
+    assert "there is no page 9: the last is 1" in run(capsys, "search", "ix", "lamp", "--page", "9")[1]
+    kept = Path("ix/search/search.json")
+    before = kept.read_text()
     assert "1 deleted" in run(capsys, "index", "--out", "ix", "--delete", "a")[1]
+    deleted = kept.read_text()
+    assert deleted != before  # prepared again, so that the next search does not have to
     RECORDS.head(1).to_csv("more.csv", index=False)
-    assert "1 added" in run(capsys, "index", "more.csv", "--out", "ix", "--update", "--compact")[1]
+    datasets.enable_progress_bars()  # as they are in a new process
+    _, told, err = run(capsys, "index", "more.csv", "--out", "ix", "--update", "--compact", "--no-prepare")
+    assert err == "" and "1 added" in told and "not prepared for search" in told and kept.read_text() == deleted
+    told = run(capsys, "index", "more.csv", "--out", "ix", "--update", "--no-prepare")[1]
+    assert "1 unchanged" in told and "not prepared" not in told
+    assert run(capsys, "index", "shelf.csv", "--out", "bare", "--model", tiny_model, "--no-prepare")[0] == 0
+    assert run(capsys, "index", "--out", "bare", "--delete", "a")[0] == 0 and not Path("bare/search").exists()
     code, out, _ = run(
         capsys, "dedupe", "shelf.csv", "--model", tiny_model, "--threshold", 2, "--out", "c.csv", "--json"
     )
@@ -444,6 +457,9 @@ def test_a_judge_without_labels_reads_rare_words_and_numbers():
         (["index", "shelf.csv", "--out", "ix", "--attribute", "colour"], "no attribute 'colour'"),
         (["dedupe", "shelf.csv", "--model", "missing/model/folder"], "missing/model/folder"),
         (["dedupe", "ids.csv"], "no attributes beside the id"),
+        (["dedupe", "shelf.csv", "--threshold", "nan"], "--threshold nan: give a number"),
+        (["dedupe", "shelf.csv", "--out", "twice.csv/clusters.csv"], "twice.csv is a file, not a folder"),
+        (["index", "shelf.csv", "--out", "ix", "--attribute", "id"], "ids are kept, not searched"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch, args, part):
@@ -460,7 +476,12 @@ def test_import_is_light():
     import subprocess
     import sys
 
-    code = "import sys, prodsim, prodsim.cli; print([m for m in ('faiss', 'bm25s', 'torch') if m in sys.modules])"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys\n"
+        "heavy = lambda *names: print(*sorted({m.split('.')[0] for m in sys.modules} & set(names)), sep=' ')\n"
+        "import prodsim, prodsim.cli; heavy('faiss', 'bm25s', 'torch', 'pandas')\n"
+        "import prodsim.search; heavy('faiss', 'bm25s', 'torch', 'sklearn', 'lightgbm', 'matplotlib')\n"
+        "print('scipy.stats' in sys.modules)"
     )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["", "", "False"]
