@@ -406,7 +406,10 @@ def _masks(pairs: DatasetDict, found: dict) -> dict[str, np.ndarray]:
 
 
 def _relabelled(pairs: DatasetDict, found: dict, how: str, keep: dict | None = None):
-    "What `repair_labels` makes of train and valid: labels, rows kept, weights."
+    """What `repair_labels` makes of train and valid: labels, rows kept, weights.
+
+    A split of which it would leave no match, or nothing else, stays as it is: there the check has broken down, and no
+    threshold could be chosen."""
     labels, n = _label_arrays(pairs), len(pairs["train"])
     keep = keep or {s: np.ones(len(labels[s]), bool) for s in ("train", "valid")}
     p = {"train": found["probabilities"][:n], "valid": found["probabilities"][n:]}
@@ -414,15 +417,18 @@ def _relabelled(pairs: DatasetDict, found: dict, how: str, keep: dict | None = N
     repaired, doubtful = repair_labels(Dataset.from_pandas(both), np.concatenate([p["train"], p["valid"]]), how)
     wrong = np.isin(np.arange(len(both)), doubtful["row"])
     wrong = {"train": wrong[:n], "valid": wrong[n:]}
+    flipped, rest = {}, {}
+    for s in wrong:
+        flipped[s], rest[s] = np.where(wrong[s], 1 - labels[s], labels[s]), keep[s] & ~wrong[s]
+        if len(np.unique(flipped[s][keep[s]])) < 2:
+            flipped[s] = labels[s]
+        if len(np.unique(labels[s][rest[s]])) < 2:
+            rest[s] = keep[s]
     if how == "flip":
-        return {**labels, **{s: np.where(wrong[s], 1 - labels[s], labels[s]) for s in wrong}}, keep, None
+        return {**labels, **flipped}, keep, None
     if how == "weight":  # a threshold has no weights: on valid the doubtful rows are left out
-        return (
-            labels,
-            {"train": keep["train"], "valid": keep["valid"] & ~wrong["valid"]},
-            np.array(repaired["weight"])[:n],
-        )
-    return labels, {s: keep[s] & ~wrong[s] for s in wrong}, None
+        return labels, {"train": keep["train"], "valid": rest["valid"]}, np.array(repaired["weight"])[:n]
+    return labels, rest, None
 
 
 def run_laboratory(

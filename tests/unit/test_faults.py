@@ -106,6 +106,15 @@ def test_a_stored_run_is_recomputed_and_a_changed_score_noticed(tmp_path):
         path.write_bytes(gzip.compress(text.encode()))
 
 
+def test_a_check_that_doubts_every_match_changes_nothing(monkeypatch):
+    monkeypatch.setattr("prodsim.quality.labels.label_suspects", lambda y, p: np.flatnonzero(y == 1))
+    run = run_laboratory(PAIRS, conditions={"noise 10%": {"noise": 0.1}})
+    for how in ("drop", "flip"):
+        assert (run["scores"][f"noise 10% | {how}"] == run["scores"]["noise 10% | faulty"]).all()
+        assert run["thresholds"][f"noise 10% | {how}"] == run["thresholds"]["noise 10% | faulty"]
+    assert "noise 10% | weight" in run["thresholds"]
+
+
 def test_worth_measures_the_whole_test_split(tmp_path):
     store_laboratory(tmp_path, "toy", {0: (PAIRS, run_worth(PAIRS))}, "a test")
     (result,) = results_of(tmp_path)

@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from prodsim.quality.repair import clean_text
 from prodsim.quality.values import (
     check_text,
     check_values,
@@ -30,6 +32,11 @@ def names(findings):
 def test_numbers_and_dates():
     numbers = to_number(pd.Series(["$1,299.00", "1.299,00 €", "12,5", "￥99", "-3", "5-7", "abc", None], dtype=object))
     assert numbers[:5].tolist() == [1299.0, 1299.0, 12.5, 99.0, -3.0] and numbers[5:].isna().all()
+    written = {"4.44e-16": 4.44e-16, "4,01E+10": 4.01e10, "1 299,50 kr": 1299.5, "12 345 678": 12345678, "USD -5": -5}
+    numbers = to_number(pd.Series(list(written), dtype=object))
+    assert numbers.tolist() == pytest.approx(list(written.values()), rel=1e-12)
+    none = ["DVM-60 2 PK", "535609 5 PK", "12E4", "12 PK/12 OZ"]  # a hyphen after a letter, two numbers, a code
+    assert to_number(pd.Series(none, dtype=object)).isna().all()
     days = to_date(pd.Series(["2024-05-31", "31.05.2024", "5/31/2024", "2024-02-30", "soon"], dtype=object))
     assert (days[:3] == pd.Timestamp("2024-05-31")).all() and days[3:].isna().all()
 
@@ -95,6 +102,20 @@ def test_amounts_come_in_one_unit():
     assert thing == "length" and numbers[:3].round(2).tolist() == [39.62, 40, 33.78]
     assert column_numbers(pd.Series(["3 pieces", "4 pieces"] * 9, dtype=object), "text")[0].isna().all()
     assert usual_range(pd.Series([10.0] * 30))[1] == pytest.approx(10 * math.exp(6 * 0.35))
+
+
+def test_cleaning_an_amount_does_not_change_what_the_audit_reads():
+    written = {
+        "storage": ["1,000 gigabytes", "2 TB", "750 GB", "64 gigs", "3000000 kilobytes"],
+        "volume": ["12 fluid ounces", "500 毫升", "1 ltr", "33 centilitres", "750 ml"],
+        "weight": ["500 grams", "2 lbs", "1.5 公斤", "250 毫克", "3 kilos"],
+        "length": ["15.6 inches", "40 厘米", "2 meters", "105mm", "6 feet"],
+    }
+    for thing, texts in written.items():
+        raw, cleaned = ([clean(text) for text in texts] for clean in (str, clean_text))
+        numbers = [column_numbers(pd.Series(own * 4, dtype=object), "text") for own in (raw, cleaned)]
+        assert [own[1] for own in numbers] == [thing, thing] and raw != cleaned
+        assert numbers[0][0].notna().all() and np.allclose(numbers[0][0], numbers[1][0], rtol=5e-3)  # three digits
 
 
 BROKEN = {
