@@ -440,9 +440,13 @@ def test_a_folder_is_searched_and_follows_its_index(tmp_path, tiny_model, capsys
     assert told["queries"] > 20 and open_search(folder).ranker is not None
     for both in ([], ["j.csv", "--made"]):
         assert main(["learn-search", str(folder), *both]) == 2 and "takes one of" in capsys.readouterr().err
-    for wrong, told in (("query,id\n", "no column 'grade'"), ("query,id,grade\nx,zz,1\n", "no record with id 'zz'"),
-                        ("query,id,grade\nx,p1,9\n", "grades are"), ("query,id,grade\nx,p1,1\n ,p2,1\n", "row 3: no query"),
-                        ("query,id,grade\nx,p1,1\nx,p2,0\nx,p1,3\n", "'x' and id 'p1' .* different grades")):  # fmt: skip
+    for wrong, told in (
+        ("query,id\n", "no column 'grade'"),
+        ("query,id,grade\nx,zz,1\n", "no record with id 'zz'"),
+        ("query,id,grade\nx,p1,9\n", "grades are"),
+        ("query,id,grade\nx,p1,1\n ,p2,1\n", "row 3: no query"),
+        ("query,id,grade\nx,p1,1\nx,p2,0\nx,p1,3\n", "'x' and id 'p1' .* different grades"),
+    ):
         (tmp_path / "j.csv").write_text(wrong)
         with pytest.raises(ProdsimError, match=told):
             learn_search(folder, tmp_path / "j.csv")
