@@ -35,7 +35,13 @@ from prodsim.quality.labels import (
     rating_findings,
     suspect_findings,
 )
-from .leakage import difference_findings, leakage_findings, shortcut_findings, shortcut_scores
+from prodsim.quality.leakage import (
+    difference_findings,
+    leakage_findings,
+    shortcut_findings,
+    shortcut_scores,
+    shortcut_verdicts,
+)
 from .reading import LEVELS, all_places, finding, open_for_audit, record_table
 from .values import check_text, check_values, column_kinds, coverage_findings, length_findings
 
@@ -106,12 +112,14 @@ def audit_data(
         log("leakage and shortcuts")
         found, report["leakage"] = leakage_findings(tables, keyed)
         out += found
-        report["shortcuts"] = shortcut_scores(tables, kinds, keyed["raw"])
+        verdicts = shortcut_verdicts(tables, kinds, keyed["raw"])
+        labels = tables["test"]["label"].to_numpy() if "test" in tables else None
+        report["shortcuts"] = shortcut_scores(verdicts, labels)
         status = {"test": seen_status(keyed["normal"])} if "test" in tables and len(tables) > 1 else {}
         log("labels")
         lexical = likeness(tables)
         report["reads_text"] = {"lexical_f1": lexical_f1(lexical, tables)}
-        out += shortcut_findings(report["shortcuts"], report["reads_text"]["lexical_f1"], tables)
+        out += shortcut_findings(verdicts, report["reads_text"]["lexical_f1"], tables)
         found, report["labels"], reached = suspect_findings(tables, kinds, embed, probabilities, label_model, seed)
         out += found
         if reached is not None:

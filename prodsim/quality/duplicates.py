@@ -444,4 +444,17 @@ def duplicate_findings(
         )
         examples = shown(frames["raw"], frames["raw"].index[frames["raw"]["label"] == 1][:3])
         out.append(finding("note", "one_to_one", len(matched), len(matched), examples, "matches", detail))
+        # partners that are near-duplicates of one another are one partner
+        near = pd.concat([p.to_pandas() for p in keyed["near"].values()], ignore_index=True)
+        told = near[near["label"] == 1]
+        several = [
+            told.groupby(f"{one}_key")[f"{other}_key"].transform("nunique") > 1
+            for one, other in (("left", "right"), ("right", "left"))
+        ]
+        rows = told.index[np.logical_or(*several)]
+        if len(rows):
+            order = near.loc[rows].sort_values(["left_key", "right_key"], kind="stable").index
+            level = "warning" if len(rows) > 0.02 * len(told) else "note"
+            examples, where = shown(frames["raw"], order[:3]), places(rows)
+            out.append(finding(level, "one_to_one_broken", len(rows), len(told), examples, "matches", where=where))
     return out, counts

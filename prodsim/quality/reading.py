@@ -203,6 +203,8 @@ def read_leniently(
             raise ProdsimError(f"{path}: nothing of it can be read ({shortened(error)})") from None
         return pd.DataFrame({str(name): _cell_texts(frame[name]) for name in frame}), problems
     raw = path.read_bytes()
+    if raw.startswith((b"\x1f\x8b", b"PK\x03\x04")):
+        raise ProdsimError(f"{path}: nothing of it can be read; it is compressed: unpack it first")
     if b"\0" in raw:
         broken(None, f"{raw.count(0):,} NUL bytes, which no text has")
     lines, odd = _decode(raw)
@@ -245,7 +247,7 @@ def open_for_audit(
     and the columns of several raters where there are some.
 
     Tables hold text or None, pairs an integer label. Raises ProdsimError as `load_pairs` does for names that do not
-    exist and for files of which nothing can be read; a broken file is read as far as it goes."""
+    exist and where nothing can be read; a broken file is read as far as it goes, a broken split leaves the others."""
     problems: list[dict] = []
     if isinstance(data, (DatasetDict, Dataset, pd.DataFrame)):
         tables = (
@@ -293,7 +295,7 @@ def _plain_text(table: Dataset | pd.DataFrame) -> pd.DataFrame:
 
 
 def _open_path(data: str | Path, problems: list[dict]) -> dict[str, pd.DataFrame]:
-    path, name = Path(data), str(data)
+    path, name, refused = Path(data), str(data), None
     base = name.partition(":")[0]
     known = registered_files()
     kinds = set(known[known["dataset"] == base]["kind"]) if not isinstance(data, Path) else set()
@@ -308,9 +310,7 @@ def _open_path(data: str | Path, problems: list[dict]) -> dict[str, pd.DataFrame
             if not rater_columns(head):
                 return {"all": _plain_text(load_records(path))}
         except ProdsimError as error:
-            problems.append(
-                {"where": path.name, "why": str(error).removeprefix(f"{path}, ").removeprefix(f"{path}: "), "text": ""}
-            )
+            refused = str(error).removeprefix(f"{path}, ").removeprefix(f"{path}: ")
     else:
         try:
             return {k: _plain_text(v) for k, v in load_pairs(data).items()}
@@ -321,12 +321,22 @@ def _open_path(data: str | Path, problems: list[dict]) -> dict[str, pd.DataFrame
             read = _files_of_splits(Path(folder), variant)
             if not read:
                 raise
-            problems.append({"where": path.name, "why": str(error), "text": ""})
-    tables = {}
+            refused = str(error)
+    tables, failed = {}, []
     for split, file in read:
-        table, bad = read_leniently(file)
-        tables[split or "all"] = table
+        try:
+            tables[split or "all"], bad = read_leniently(file)
+        except ProdsimError as error:
+            if split not in SPLITS:  # a single file, or a table that every split points to
+                raise
+            failed.append(error)
+            bad = [{"where": file.name, "why": str(error).removeprefix(f"{file}: "), "text": ""}]
         problems += bad
+    if not set(tables) - {"tableA", "tableB"}:
+        raise failed[0]
+    # the strict reader stops at the first fault: said twice only if reading on did not meet it
+    if refused and not any(p["where"] in refused or p["where"].endswith(refused.partition(":")[0]) for p in problems):
+        problems.insert(0, {"where": path.name, "why": refused, "text": ""})
     if {"tableA", "tableB"} <= set(tables):
         return _join_magellan(tables, problems)
     return tables

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import cache, partial
+from itertools import islice, zip_longest
 
 import numpy as np
 import pandas as pd
@@ -193,11 +194,12 @@ def _mixed_units(records: pd.DataFrame, name: str) -> list[dict]:
             usual = max(counts, key=counts.get)
             for unit in counts.keys() - {usual}:
                 odd |= hits[unit]
-                rows.append(text.index[hits[unit]][0])
+                rows.append(text.index[hits[unit]][:3])
             details.append(" and ".join(f"{u} {c:,}" for u, c in counts.items()))
     if not rows:
         return []
-    shown = [record_example(records, records.index.get_loc(r), [name]) for r in rows]
+    turns = (r for turn in zip_longest(*rows) for r in turn if r is not None)  # each unit before a second of one
+    shown = [record_example(records, records.index.get_loc(r), [name]) for r in islice(turns, 3)]
     return [finding("note", f"units_mixed:{name}", odd.sum(), len(text), shown, "records", "; ".join(details))]
 
 # %% ../../nbs/quality/11_values.ipynb #e650e847

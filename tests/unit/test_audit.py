@@ -91,6 +91,8 @@ def test_report_has_the_promised_keys(report, little):
     assert levels == sorted(levels, reverse=True)
     for f in report["findings"]:
         assert 0 < f["count"] <= f["of"] and f["effect"] and f["advice"] and 1 <= len(f["examples"]) <= 3
+        if f["what"] not in ("test pairs", "slices"):  # of drift and slices the examples are numbers
+            assert len(f["examples"]) == min(3, f["count"]), f["name"]
         assert np.isclose(f["share"], f["count"] / f["of"])
 
 
@@ -194,6 +196,27 @@ def test_a_broken_file_is_reported_as_far_as_it_reads(tmp_path, little):
     broken = names(found["findings"])["broken_file"]
     assert broken["level"] == "error" and any("line 9" in w for w in broken["where"])
     assert {"pairs.csv, line 4", "pairs.csv, line 6"} <= set(broken["where"])
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\xff" * 500, b"PK\x03\x04 and more"])
+def test_a_split_that_cannot_be_read_leaves_the_others(tmp_path, content):
+    save_pairs(little_pairs(seed=1, train=40, valid=20, test=20), tmp_path / "pairs")
+    (tmp_path / "pairs" / "test.csv").write_bytes(content)
+    found = audit_data(tmp_path / "pairs", label_model=False)
+    assert {s: part["rows"] for s, part in found["splits"].items()} == {"train": 40, "valid": 20}
+    assert names(found["findings"])["broken_file"]["where"] == ["test.csv"]
+    for split in ("train", "valid"):
+        (tmp_path / "pairs" / f"{split}.csv").write_bytes(content)
+    with pytest.raises(ProdsimError, match="nothing of it can be read"):
+        audit_data(tmp_path / "pairs", label_model=False)
+
+
+def test_one_broken_line_is_one_place(tmp_path):
+    save_pairs(little_pairs(seed=1, train=40, valid=20, test=20), tmp_path / "pairs")
+    path = tmp_path / "pairs" / "test.csv"
+    path.write_bytes(path.read_bytes().rsplit(b",", 3)[0])  # cut off in the last line
+    found = names(audit_data(tmp_path / "pairs", label_model=False)["findings"])["broken_file"]
+    assert found["count"] == 1 and found["where"] == ["test.csv, line 21"]
 
 
 def test_nothing_to_read_is_one_line(tmp_path):

@@ -1,11 +1,13 @@
 """Near-duplicates: typing is forgiven, a contradicting word is not."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prodsim.data import components
+from prodsim.quality.audit import audit_data
 from prodsim.quality.duplicates import comparison_words, near_duplicates
 from prodsim.shop import simulate
 
@@ -65,6 +67,22 @@ def test_near_duplicates_on_the_shop():
     assert (product[pairs["left"]] == product[pairs["right"]]).mean() >= 0.97
     group = components(len(texts), pairs["left"].to_numpy(), pairs["right"].to_numpy())
     assert (group[len(titles) :] == group[chosen]).mean() >= 0.95
+
+
+def test_a_second_partner_is_named_where_records_have_one():
+    "Forty products, one offer on either side; one record gets a second match, another a retyped copy of its own."
+    name = [f"acme lamp ab{i}00 with {'abcdefgh'[i % 8] * 3} shade and cable" for i in range(40)]
+    rows = [(f"{n} seller", n, 1) for n in name]
+    rows += [(f"{n} seller", name[(i + k) % 40], 0) for i, n in enumerate(name) for k in (3, 7)]
+    wrong = (f"{name[5]} seller", name[9], 1)  # of the records of rows 5 and 9
+    copy = (f"{name[20]} seller", name[20].upper(), 1)
+    table = pd.DataFrame([*rows, wrong, copy], columns=["left_title", "right_title", "label"])
+    found = {f["name"]: f for f in audit_data(table, label_model=False)["findings"]}
+    assert found["one_to_one"]["count"] >= 40
+    told = found["one_to_one_broken"]
+    assert told["where"] == ["test 5", "test 9", f"test {len(rows)}"] and told["level"] == "warning"
+    clean = audit_data(table.iloc[: len(rows)], label_model=False)["findings"]
+    assert "one_to_one_broken" not in {f["name"] for f in clean} and "one_to_one" in {f["name"] for f in clean}
 
 
 @settings(max_examples=60, deadline=None)

@@ -50,7 +50,9 @@ def test_an_id_that_tells_the_label_is_a_shortcut(little):
 
     found = audit_data(DatasetDict({s: telling(p) for s, p in little.items()}), label_model=False)
     assert found["shortcuts"]["id_f1"] > 0.95
-    assert names(found["findings"])["shortcut:id"]["level"] == "error"
+    told = names(found["findings"])["shortcut:id"]
+    assert told["level"] == "error" and len(told["examples"]) == 3
+    assert {example["label"] for example in told["examples"]} == {1}  # matches that the ids gave away
 
 
 @settings(max_examples=40, deadline=None)
