@@ -877,16 +877,16 @@ def _faults(
     if unknown := [name for name, faults in chosen.items() if faults is None]:
         raise ProdsimError(f"--condition {unknown[0]!r}: there is {'; '.join(laboratory.CONDITIONS)}")
     if draws:
-        if worth or condition or seeds != "0,1,2" or model != "none" or "{seed}" in data:
-            raise ProdsimError("--draws: draws of its own, on the pairs of one name; it goes with DATA and --out alone")
+        if worth or condition or seeds != "0,1,2" or "{seed}" in data:
+            raise ProdsimError("--draws: draws of its own, on one name's pairs; with DATA, --model and --out alone")
         pairs = load_pairs(data)
-        table = laboratory.turn_again(pairs, draws=range(100, 100 + draws))
-        command = f"prodsim faults '{data}' --draws {draws} --out {out}"
+        table = laboratory.turn_again(pairs, draws=range(100, 100 + draws), embed=embed)
+        command = f"prodsim faults '{data}' --draws {draws} --model {model} --out {out}"
         told = laboratory.draws_table([laboratory.store_draws(out, data, pairs, table, command)])
         if as_json:
             _print_json({"name": f"{data}.draws", "tables": [told.to_dict("records")]})
         else:
-            names = ["passes", "draws", "recall", "precision", "precision_at_wanted"]
+            names = ["model", "draws", "recall", "precision", "precision_at_wanted"]
             _print_table(told[names].to_dict("records"), names)
         return
     why = "worth of repair" if worth else "fault laboratory: F1 lost and given back"

@@ -12,6 +12,7 @@ __all__ = ['FAULTS', 'TRUTH', 'CONDITIONS', 'break_encoding', 'leave_html', 'typ
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import lightgbm
@@ -34,8 +35,10 @@ from ..evaluation import best_threshold, lexical_scores, pair_metrics, paired_te
 from .duplicates import duplicate_groups, pair_keys
 from prodsim.quality.labels import (
     balance_findings,
+    embedding_features,
     fold_groups,
     label_suspects,
+    linear,
     out_of_fold,
     pair_features,
     turned_probability,
@@ -480,32 +483,44 @@ def turn_again(
     pairs: DatasetDict,  # with train and valid
     share: float = 0.1,  # of their labels, turned at random
     draws: Iterable[int] = range(100, 130),  # seeds of what is turned, and of the folds
-    passes: Sequence[int] = (1, 2),  # of `out_of_fold`
-) -> pd.DataFrame:  # passes, draw, injected, named, hits: rows by falling suspicion, "1" for a turned label
-    "What the audit's label check names, draw by draw. Raises ProdsimError if train or valid is missing."
+    embed: Callable[[list[str]], np.ndarray] | None = None,  # a frozen encoder, for one more line a draw
+) -> pd.DataFrame:  # model, draw, injected, named, hits: rows by falling suspicion, "1" for a turned label
+    """What the audit's label check names, draw by draw, and what it would name with another label model: trees in two
+    passes, a linear model of frozen embeddings, and trees that learned from the labels before any was turned. A check
+    that reads the same comparisons can hardly hope for more than the last, which nobody can run without the truth.
+
+    Raises ProdsimError if train or valid is missing."""
     if lacking := [s for s in ("train", "valid") if s not in pairs]:
         raise ProdsimError(f"labels of train and valid are turned; {lacking[0]} is missing")
     own = DatasetDict({s: pairs[s] for s in ("train", "valid")})
     x, tables = np.concatenate(list(features_of(own).values())), open_for_audit(own)[1]
     groups = fold_groups(pd.concat(tables.values(), ignore_index=True))
     before = np.concatenate([tables[s]["label"].to_numpy(int) for s in tables])
+    vectors = embed and embedding_features(pd.concat(tables.values(), ignore_index=True), embed)
     rows = []
     for draw in draws:
         spoilt = {s: table.copy() for s, table in tables.items()}
         _turn_labels(spoilt, "noise", share, np.random.default_rng([draw, list(FAULTS).index("noise")]), [])
         y = np.concatenate([spoilt[s]["label"].to_numpy(int) for s in tables])
-        for number in passes:
-            p = out_of_fold(x, y, groups, seed=draw, passes=number)
+        models = {
+            "trees": partial(out_of_fold, x, y),
+            "trees, two passes": partial(out_of_fold, x, y, passes=2),
+            "trees that learned from right labels": partial(out_of_fold, x, before),
+        }
+        if embed:
+            models["linear, frozen embeddings"] = partial(out_of_fold, vectors, y, fit=linear)
+        for name, judge in models.items():
+            p = judge(groups=groups, seed=draw)
             turned = turned_probability(y, p)
             order = np.lexsort((np.where(y == 1, p, 1 - p), -turned))
             hits = "".join(map(str, (y != before)[order].astype(int)))
-            line = {"passes": number, "draw": draw, "injected": hits.count("1"), "named": int((turned >= DOUBT).sum())}
+            line = {"model": name, "draw": draw, "injected": hits.count("1"), "named": int((turned >= DOUBT).sum())}
             rows.append({**line, "hits": hits})
     return pd.DataFrame(rows)
 
 
 def draw_numbers(
-    table: pd.DataFrame,  # of `turn_again`, one number of passes
+    table: pd.DataFrame,  # of `turn_again`, one model
     wanted: float = 0.8,  # share of the turned labels to be named
 ) -> dict:  # draws; recall, precision, precision_at_wanted, each with low and high
     """Means over draws, and their 95 % intervals from drawing draws with replacement.
@@ -545,9 +560,9 @@ def store_draws(
 
 def draws_table(
     results: Sequence[dict],  # of `results_of`
-) -> pd.DataFrame:  # data, passes, and what `draw_numbers` says
+) -> pd.DataFrame:  # data, model, and what `draw_numbers` says
     "How well turned labels are named, over many draws."
-    found = {r["data"]: r["seeds"]["all"]["metrics"]["by_passes"] for r in results if r["kind"] == "draws"}
+    found = {r["data"]: r["seeds"]["all"]["metrics"]["by_model"] for r in results if r["kind"] == "draws"}
     return pd.DataFrame([{"data": data, **line} for data, lines in found.items() for line in lines])
 
 # %% ../../nbs/quality/50_faults.ipynb #a805a259
@@ -646,7 +661,7 @@ def recompute_faults(
     "The numbers of one seed, from the stored scores, truth and flags alone."
     if result["kind"] == "draws":
         table = _stored_table(result, seed, "draws")
-        return {"by_passes": [{"passes": int(n), **draw_numbers(own)} for n, own in table.groupby("passes")]}
+        return {"by_model": [{"model": m, **draw_numbers(own)} for m, own in table.groupby("model", sort=False)]}
     thresholds, table = result["seeds"][seed]["thresholds"], _stored_table(result, seed, "scores")
     if result["kind"] == "worth":
         out = {}

@@ -120,19 +120,24 @@ def test_worth_measures_the_whole_test_split(tmp_path):
 
 
 def test_draws_are_counted_as_by_hand_and_computed_again_from_what_is_stored(tmp_path):
-    table = pd.DataFrame({"passes": 1, "draw": [1, 2], "injected": 5, "named": [4, 2], "hits": ["1110110", "1101011"]})
+    table = pd.DataFrame(
+        {"model": "trees", "draw": [1, 2], "injected": 5, "named": [4, 2], "hits": ["1110110", "1101011"]}
+    )
     numbers = draw_numbers(table)
     assert numbers["draws"] == 2 and numbers["recall"] == pytest.approx((3 / 5 + 2 / 5) / 2)
     assert numbers["precision"] == pytest.approx((3 / 4 + 1) / 2)
     assert numbers["precision_at_wanted"] == pytest.approx((4 / 5 + 4 / 6) / 2)  # four of five are named by then
     assert numbers["recall_low"] <= numbers["recall"] <= numbers["recall_high"]
-    table = turn_again(PAIRS, draws=(7, 8))
-    assert table["passes"].tolist() == [1, 2, 1, 2] and set(table["injected"]) == {table["hits"][0].count("1")}
-    assert table["hits"][0] != table["hits"][2] and len(set(map(len, table["hits"]))) == 1
+    table = turn_again(PAIRS, draws=(7, 8), embed=lambda texts: np.eye(8)[[len(text) % 8 for text in texts]])
+    models = ["trees", "trees, two passes", "trees that learned from right labels", "linear, frozen embeddings"]
+    assert table["model"].tolist() == models * 2 and set(table["injected"]) == {table["hits"][0].count("1")}
+    assert table["hits"][0] != table["hits"][4] and len(set(map(len, table["hits"]))) == 1
+    early = [table["hits"][i][: table["injected"][i]].count("1") for i in range(4)]
+    assert min(early[0], early[2]) > 2 * early[3]  # lengths modulo eight tell nothing
     truth = inject(PAIRS, {"noise": 0.1}, 7)[1]
     assert len(truth) == table["injected"][0], "the laboratory's own noise"
     result = store_draws(tmp_path, "toy:a", PAIRS, table, "a test")
-    assert fault_differences(result) == [] and draws_table([result])["passes"].tolist() == [1, 2]
+    assert fault_differences(result) == [] and draws_table([result])["model"].tolist() == models
     assert fault_table([result]).empty and worth_table([result]).empty
     table.assign(named=1).to_csv(tmp_path / result["seeds"]["all"]["draws"], index=False)
     assert fault_differences(result)
