@@ -37,20 +37,29 @@ def _compare_records(
     pairs: Annotated[Path | None, typer.Option(help="or a file of pairs")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="why, and what would turn the verdict")] = False,
     words: Annotated[int, typer.Option(min=0, help="of a cross-encoder: steps of integrated gradients; 0: none")] = 0,
-    figure: Annotated[Path | None, typer.Option(help="also draw the two records' verdict: .png or .svg")] = None,
+    overall: Annotated[bool, typer.Option("--overall", help="of a file: the model as a whole, parts averaged")] = False,
+    figure: Annotated[Path | None, typer.Option(help="also draw what is told: .png or .svg")] = None,
     as_json: Json = False,
 ) -> None:
     "Score two records, or pairs of a file: probability, verdict, each dimension's value and contribution."
     from prodsim.data import stream_pairs
-    from prodsim.similarity.explanation import explain_pairs, explanation_text, one_pair
+    from prodsim.similarity.explanation import explain_model, explain_pairs, explanation_text, one_pair
 
     if (pairs is None) == (left is None and right is None) or (left is None) != (right is None):
         raise ProdsimError("compare takes --left JSON and --right JSON, or --pairs FILE")
+    if overall and (pairs is None or explain or words):
+        raise ProdsimError("--overall averages over the pairs of --pairs FILE, without --explain and --words")
     if figure is not None:
         check_suffix("--figure", figure, ".png", ".svg")
-        if pairs is not None:
-            raise ProdsimError(f"--figure {figure}: draws two records, named by --left and --right")
+        if pairs is not None and not overall:
+            raise ProdsimError(f"--figure {figure}: draws two records (--left, --right), or a whole model (--overall)")
     judge = open_model(model)
+    if overall:
+        told = explain_model(judge, stream_pairs(pairs))
+        if figure is not None:
+            _draw(told, figure)
+        _print_model(told, as_json)
+        return
     chunks = [one_pair(judge, _record(left, "left"), _record(right, "right"))] if pairs is None else stream_pairs(pairs)
     told = (t for chunk in chunks for t in explain_pairs(judge, chunk, explain or words > 0, words))
     if figure is not None:
@@ -81,16 +90,26 @@ def _in_columns(told: dict) -> dict[str, str | float | None]:
     return row
 
 
+def _print_model(told: dict, as_json: bool) -> None:
+    "The mean parts, the heaviest first, and what they are means of."
+    if as_json:
+        print_json(told)
+        return
+    print_table(told["dimensions"], list(told["dimensions"][0]))
+    called = "the model has no threshold" if told["matches"] is None else f"{told['matches']} called matches"
+    print(f"{told['pairs']} pairs, {called}; before anything is known: {told['base']:+.2f}")
+
+
 def _draw(told: dict, file: Path) -> None:
-    "The verdict as a waterfall."
+    "A verdict as a waterfall, or a model's mean parts."
     if told["base"] is None:
         raise ProdsimError(f"--figure {file}: a model of kind {told['kind']} adds nothing up, there is nothing to draw")
     from matplotlib.figure import Figure
 
-    from prodsim.similarity.explanation import plot_explanation
+    from prodsim.similarity.explanation import plot_explanation, plot_model
 
     drawing = Figure(figsize=(7, 4.5), layout="constrained")
-    plot_explanation(told, drawing.add_subplot())
+    (plot_model if "pairs" in told else plot_explanation)(told, drawing.add_subplot())
     with atomic_file(file) as path:
         drawing.savefig(path, format=file.suffix[1:], dpi=150)
 

@@ -15,10 +15,10 @@ from prodsim.data import save_pairs
 from prodsim.similarity.explanation import (
     attribute_flips,
     attribute_table,
+    explain_model,
     explain_pairs,
     explanation_text,
     faithfulness,
-    model_importance,
     one_pair,
     read_attributes,
     smallest_flip,
@@ -99,9 +99,26 @@ def test_a_true_account_passes_and_a_shuffled_one_does_not(runs):
     shuffled[:] = np.random.default_rng(0).permuted(shuffled.to_numpy(), axis=1)
     assert true["low"] > 0 and true["named"] > true["random"]
     assert faithfulness(model, believed, shuffled)["gain"] < true["gain"] / 2
-    assert list(model_importance(model, believed).sort_values(ascending=False).index) == list(
-        model_importance(model, believed).index
-    )
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_model_as_a_whole_is_the_mean_of_its_verdicts(runs, head):
+    model = runs[1][head]
+    one_by_one = explain_pairs(model, TEST)
+    whole = explain_model(model, (TEST.iloc[at : at + 7] for at in range(0, len(TEST), 7)))
+    assert json.loads(json.dumps(whole)) == whole and whole["matches"] == sum(t["match"] for t in one_by_one)
+    moved = [d["contribution"] for d in whole["dimensions"]]
+    assert moved == sorted(moved, reverse=True) and moved[0] > 0 and whole["pairs"] == len(TEST)
+    for d in whole["dimensions"]:
+        told = [next(p for p in t["dimensions"] if p["name"] == d["name"]) for t in one_by_one]
+        parts = np.array([p["contribution"] for p in told])
+        match = np.array([t["match"] for t in one_by_one])
+        assert np.isclose(d["contribution"], np.abs(parts).mean(), atol=1e-6)
+        assert np.isclose(d["matches"], parts[match].mean(), atol=1e-6)
+        assert np.isclose(d["others"], parts[~match].mean(), atol=1e-6)
+        assert d["known"] == np.mean([p["value"] is not None for p in told])
+    with pytest.raises(ProdsimError, match="no pairs: a model is explained over"):
+        explain_model(model, [])
 
 
 def test_plain_models_are_taken_apart_as_far_as_it_goes(runs):
@@ -132,6 +149,8 @@ def test_bi_encoder_and_words_of_a_cross_encoder(tiny_model):
     bi = pretrained(tiny_model, names=("title",))
     told = explain_pairs(bi, TEST.iloc[:2])[0]
     assert told["probability"] is None and told["match"] is None and told["dimensions"][0]["name"] == "meaning"
+    with pytest.raises(ProdsimError, match="a model of kind bi adds nothing up"):
+        explain_model(bi, TEST.iloc[:2])
     cross = _tiny_cross(tiny_model)
     account = word_attributions(cross, TEST.iloc[[0]], steps=16)
     assert account["complete"] and np.isclose(
@@ -216,7 +235,17 @@ def test_compare(runs, tmp_path, capsys):
     assert main(["compare", fusion, *records, "--figure", str(tmp_path / "why.txt")]) == 2
     assert "write .png or .svg" in capsys.readouterr().err
     assert main(["compare", fusion, "--pairs", str(tmp_path / "pairs" / "test.csv"), "--figure", str(drawn)]) == 2
-    assert "draws two records, named by --left and --right" in capsys.readouterr().err
+    assert "draws two records (--left, --right), or a whole model (--overall)" in capsys.readouterr().err
+    file = str(tmp_path / "pairs" / "test.csv")
+    assert main(["compare", fusion, "--pairs", file, "--overall", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(explain_model(runs[1]["trees"], TEST)))
+    drawn = tmp_path / "whole.svg"
+    assert main(["compare", fusion, "--pairs", file, "--overall", "--figure", str(drawn)]) == 0
+    assert "<svg" in drawn.read_text() and f"{len(TEST)} pairs, " in capsys.readouterr().out
+    assert main(["compare", str(runs[0] / "comparisons"), "--pairs", file, "--overall"]) == 0
+    assert "called matches; before anything is known" in capsys.readouterr().out
+    assert main(["compare", fusion, *records, "--overall"]) == 2
+    assert "--overall averages over the pairs of --pairs FILE" in capsys.readouterr().err
     assert main(["compare", fusion, "--left", "{}"]) == 2
     assert "compare takes --left JSON and --right JSON, or --pairs FILE" in capsys.readouterr().err
 
