@@ -49,6 +49,7 @@ from prodsim.retrieval import (
     ProductSearch,
     Ranker,
     Reading,
+    TokenStates,
     Vocabulary,
     _listed,
     chorus_catalogue,
@@ -370,12 +371,27 @@ def open_search(
     search.tokenizer = tokenizer
     if (ranker := Path(folder) / "ranker.json").is_file():
         search.ranker = Ranker.load(ranker)
+        if search.ranker.states:
+            search.states = _kept_states(Path(folder) / "states", search, reader)
     if (second := Path(folder) / "reranker").is_dir():
         model = load_model(second)
         search.reranker = Reranker(model, float(model.run.get("weight", 0.0)))
     elif search.ranker is not None and search.ranker.late:
         search.reranker = Reranker(LateReader(index.encoder, reader), search.ranker.late)
     return search
+
+
+def _kept_states(folder: Path, search: ProductSearch, reader: TextReader, progress: bool = False) -> TokenStates:
+    "States of every record's tokens; texts that are new are read, and kept where the folder can be written to."
+    texts, known = [search.told(i) for i in range(len(search.records))], TokenStates.load(folder, reader)
+    made = TokenStates.build(texts, reader, known, progress)
+    if known is not None and np.array_equal(known.keys, made.keys):
+        return known
+    try:
+        made.save(folder)
+    except OSError:
+        pass
+    return made
 
 
 def _write_search(folder: Path, state: str, search: ProductSearch) -> None:
@@ -407,6 +423,8 @@ def learn_search(
     judgments: str | Path | None,  # .csv with query, id, grade (0 to 3); None: of `made_judgments`
     unjudged: float = 0.1,  # see `Ranker.fit`
     rerank: str = "trees",  # or who reads the first results again: "late" interaction, or a "cross" encoder
+    states: bool = False,  # keep the states of the catalogue's tokens, some kilobytes a record, for the ranker itself
+    progress: bool = False,  # show a bar where these are read
 ) -> dict:  # queries, judgments, floor and, with a second reader, its weight
     """Train the ranker of a search folder; what an earlier run left there is replaced.
 
@@ -414,6 +432,8 @@ def learn_search(
     Raises ProdsimError for columns, ids or grades that do not fit, and for too few queries for a cross-encoder."""
     if rerank not in ("trees", "late", "cross"):
         raise ProdsimError(f"rerank {rerank!r}: choose trees, late or cross")
+    if states and rerank == "late":
+        raise ProdsimError("kept states are late interaction already: choose rerank trees or cross beside them")
     if judgments is not None:
         try:
             table = pd.read_csv(judgments, dtype={"query": str, "id": str})
@@ -423,11 +443,15 @@ def learn_search(
             raise ProdsimError(f"{judgments}: no column {lacking[0]!r}; judgments need query, id and grade")
     search, folder = open_search(folder), Path(folder)
     table = made_judgments(search) if judgments is None else table
+    search.states = None  # an earlier run's
     row = {i: n for n, i in enumerate(search.records["id"])}
     if unknown := [i for i in table["id"] if i not in row]:
         raise ProdsimError(f"{judgments}: no record with id {unknown[0]!r} in {folder}")
     if not table["grade"].isin([0, 1, 2, 3]).all():
         raise ProdsimError(f"{judgments}: grades are 0, 1, 2 or 3")
+    if states:
+        reader = TextReader(open_index(folder).encoder)
+        search.states = _kept_states(folder / "states", search, reader, progress)
     judged, seen = {}, {}
     for query, part in table.groupby("query"):
         judged[query] = {row[i]: int(g) for i, g in zip(part["id"], part["grade"], strict=True)}
@@ -454,6 +478,8 @@ def learn_search(
             save_model(model, second)
     if rerank != "cross" or not report["weight"]:
         shutil.rmtree(second, ignore_errors=True)
+    if not states:
+        shutil.rmtree(folder / "states", ignore_errors=True)
     ranker.save(folder / "ranker.json")
     return report
 
@@ -717,19 +743,25 @@ def run_latency(
     What a second reader says is of no account here, so the cross-encoder's head is not trained."""
     from prodsim.encoders import pretrained
 
-    judged, search = chorus_judgments(), chorus_search(Path(work))
+    judged, search = chorus_judgments(), chorus_search(Path(work), states=True)
     row, seen = {i: n for n, i in enumerate(search.records["id"])}, []
     for query, known in judged.items():
         own = {row[i]: int(g) for i, g in known.items()}
         rows, features, _ = search.measure(search.vocabulary.read(query), None, own)
         seen.append((features, np.array([own.get(int(r), -1) for r in rows])))
-    ranker, floor = Ranker.fit(*zip(*seen, strict=True), 0.1), Floor.fit(search)
+    with_states, floor = Ranker.fit(*zip(*seen, strict=True), 0.1), Floor.fit(search)
+    late = FEATURES.index("late interaction")
+    seen = [(np.where(np.arange(len(FEATURES)) == late, np.nan, x), g) for x, g in seen]
+    ranker = Ranker.fit(*zip(*seen, strict=True), 0.1)
     late = Reranker(LateReader(pretrained(names=("title", "description"))), LATE)
     cross = Reranker(pretrained(kind="cross", names=("text",), max_length=CROSS_TOKENS), LATE)
     ways = {"fused": {}, "fused, floor": {"floor": floor}, "ranker": {"ranker": ranker}}
+    ways["ranker, kept states"] = {"ranker": with_states, "states": search.states}
     ways["ranker, late interaction"] = {"ranker": ranker, "reranker": late}
     ways["ranker, cross-encoder"] = {"ranker": ranker, "reranker": cross}
-    table = time_ways({n: replace(search, **own, _split={}) for n, own in ways.items()}, list(judged))
+    table = time_ways(
+        {n: replace(search, **{"states": None, **own}, _split={}) for n, own in ways.items()}, list(judged)
+    )
     folder, file = results_folder() / "search", "chorus-latency.clocks.csv.gz"
     write_table(folder / file, table)
     result = {"name": "chorus-latency", "data": "chorus", "command": "prodsim bench-search --latency"}

@@ -167,6 +167,12 @@ def _learn_search(
     rerank: Annotated[
         str, typer.Option(help="trees; late or cross: who reads the first results again, slower")
     ] = "trees",
+    states: Annotated[
+        bool,
+        typer.Option(
+            "--states", help="keep every token's state (some 11 kB a record): late interaction for the ranker"
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     "Train the ranker of an index from graded results; it and its floor are kept in the folder."
@@ -174,7 +180,7 @@ def _learn_search(
 
     if (judgments is None) != made:
         raise ProdsimError("learn-search takes one of JUDGMENTS.csv and --made: queries from the catalogue itself")
-    report = learn_search(folder, judgments, unjudged, rerank)
+    report = learn_search(folder, judgments, unjudged, rerank, states, not as_json)
     said = f"{folder}: ranker of {report['queries']} queries and {report['judgments']} judgments"
     if "weight" in report:
         kept = f"kept, weight {report['weight']}" if report["weight"] else "not kept: it helps no query held back"

@@ -19,7 +19,9 @@ from prodsim.retrieval import (
     FEATURES,
     ProductSearch,
     Ranker,
+    TokenStates,
     both_readings,
+    fit_line,
     kept_embeddings,
     kind_texts,
     paired_gain,
@@ -192,7 +194,8 @@ def graded(shop):
     features, grades = [], []
     for q in queries * 4:
         rows, x, n = shop.measure(shop.vocabulary.read(q))
-        assert n == len(rows) and x.shape == (n, len(FEATURES)) and np.isfinite(x).all()
+        assert n == len(rows) and x.shape == (n, len(FEATURES)) and np.isfinite(x[:, :-1]).all()
+        assert np.isnan(x[:, FEATURES.index("late interaction")]).all()  # no states are kept
         words = set(search_words(q))
         held = [len(words & set(search_words(t))) / len(words) for t in RECORDS["title"].iloc[rows]]
         grades.append(np.array([3 if h == 1 else 0 for h in held]))
@@ -333,6 +336,46 @@ def test_the_weight_of_the_cross_encoder_is_earned():
     assert cross_weight([(g, wrong, np.array([1.0, 0, 0]))]) == 0.5
 
 
+def test_kept_states_say_what_reading_anew_says(tmp_path, tiny_model):
+    reader = TextReader(pretrained(tiny_model, names=("title",)))
+    texts = [*RECORDS["title"][:6], "", "bolt"]
+    kept = TokenStates.build(texts, reader)
+    exact = LateReader(reader.model).score(pd.DataFrame({"left_text": "silver bolt laptop", "right_text": texts}))
+    asked = kept.asked("silver bolt laptop")
+    np.testing.assert_allclose(kept.score(asked, np.arange(8)), exact, atol=0.01)  # a byte a number
+    np.testing.assert_array_equal(kept.score(asked, np.array([7, 2])), kept.score(asked, np.arange(8))[[7, 2]])
+    assert kept.score(asked, np.array([6]))[0] == 0 and len(kept.score(asked, np.zeros(0, int))) == 0
+    kept.save(tmp_path / "states")
+    opened = TokenStates.load(tmp_path / "states", reader)
+    read = []
+    reader.model.fast().register_forward_pre_hook(lambda module, args: read.append(len(args[0]["input_ids"])))
+    more = TokenStates.build(["new lamp", *reversed(texts)], reader, opened)
+    assert read == [1]  # what is known is not read again
+    np.testing.assert_array_equal(more.score(asked, np.arange(1, 9)), kept.score(asked, np.arange(8))[::-1])
+    (tmp_path / "states" / "keys.npy").write_bytes(b"")
+    assert TokenStates.load(tmp_path / "states", reader) is None
+
+
+def test_a_line_puts_the_better_result_above():
+    rng, at = np.random.default_rng(0), [FEATURES.index(n) for n in ("meaning", "feedback", "late interaction")]
+    features, grades = [], []
+    for _ in range(40):
+        x, g = np.zeros((12, len(FEATURES))), rng.integers(0, 4, 12)
+        x[:, at] = rng.normal(size=(12, 3)) * [0.1, 0.1, 0.02]
+        x[:, at[2]] += 0.02 * g  # the third knows, in small steps
+        features.append(x)
+        grades.append(g)
+    shift, *weights = fit_line(features, grades)
+    assert weights[2] > 5 * abs(weights[0]) and weights[2] > 5 * abs(weights[1])
+    chance = 1 / (1 + np.exp(-shift - np.concatenate(features)[:, at] @ weights))
+    assert abs(chance.mean() - np.mean((2.0 ** np.concatenate(grades) - 1) / 7)) < 0.01  # an expected gain
+    for x in features:
+        x[:, at[2]] = np.nan  # no states: no weight, and meaning stays
+    assert fit_line(features, grades)[3] == 0
+    unjudged = [np.where(g == 0, -1, g) for g in grades]
+    assert fit_line(features, unjudged, 0.1)[0] < fit_line(features, unjudged)[0]  # what nobody judged counts as 0
+
+
 def test_a_cross_encoder_is_learned_kept_and_replaced(tmp_path, tiny_model, monkeypatch):
     folder, rows = tmp_path / "index", []
     CatalogueIndex.create(RECORDS, folder, tiny_model)
@@ -355,8 +398,18 @@ def test_a_cross_encoder_is_learned_kept_and_replaced(tmp_path, tiny_model, monk
         opened.reranker.weight == 0.5 and opened.reranker.model.kind == "cross" and opened.search("laptop")["results"]
     )
     assert not list(folder.glob(".reranker*"))  # nothing of the work is left
+    assert main(["learn-search", str(folder), str(tmp_path / "j.csv"), "--states", "--json"]) == 0
+    opened = open_search(folder)
+    assert opened.reranker is None and opened.ranker.states and len(opened.states.keys) == len(RECORDS)
+    x = opened.measure(opened.vocabulary.read("bolt laptop"))[1]
+    assert np.isfinite(x).all() and x[:, -1].max() > 0.9 and opened.search("bolt laptop")["results"]
+    (folder / "states" / "keys.npy").unlink()  # made again by whoever opens it
+    assert len(open_search(folder).states.keys) == len(RECORDS) and (folder / "states" / "keys.npy").is_file()
     assert main(["learn-search", str(folder), str(tmp_path / "j.csv")]) == 0
-    assert open_search(folder).reranker is None
+    opened = open_search(folder)
+    assert opened.reranker is None and opened.states is None and not (folder / "states").exists()
+    with pytest.raises(ProdsimError, match="kept states are late interaction already"):
+        learn_search(folder, tmp_path / "j.csv", rerank="late", states=True)
     with pytest.raises(ProdsimError, match="choose trees, late or cross"):
         learn_search(folder, tmp_path / "j.csv", rerank="x")
 
