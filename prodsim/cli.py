@@ -960,7 +960,7 @@ def _search_index(
         list[str] | None, typer.Option("--filter", help="as in brand=Sony, price<=100 or title~black; repeat")
     ] = None,
     sort: Annotated[str, typer.Option(help="relevance, or an attribute; -ATTRIBUTE: the largest first")] = "relevance",
-    rerank: Annotated[bool, typer.Option(help="by the folder's ranker, if it has one")] = True,
+    rerank: Annotated[bool, typer.Option(help="by the folder's ranker and cross-encoder, if it has them")] = True,
     model: Annotated[str | None, typer.Option(help="the encoder, if it has moved")] = None,
     as_json: Json = False,
 ) -> None:
@@ -986,16 +986,22 @@ def _learn_search(
     folder: Folder,
     judgments: Annotated[Path, typer.Argument(help=".csv with query, id and grade (0 to 3)")],
     unjudged: Annotated[float, typer.Option(min=0, max=1, help="weight of products nobody judged, taken as 0")] = 0.1,
+    rerank: Annotated[
+        str, typer.Option(help="trees, or cross: a cross-encoder reads the first results again")
+    ] = "trees",
     as_json: Json = False,
 ) -> None:
     "Train the ranker of an index from graded results; it and its floor are kept in the folder."
     from prodsim.search import learn_search
 
-    report = learn_search(folder, judgments, unjudged)
+    report = learn_search(folder, judgments, unjudged, rerank)
     if as_json:
         _print_json(report)
     else:
         print(f"{folder}: ranker of {report['queries']} queries and {report['judgments']} judgments")
+        if "weight" in report:
+            kept = f"kept, weight {report['weight']}" if report["weight"] else "not kept: it helps no query held back"
+            print(f"cross-encoder {kept}")
 
 
 @app.command("bench-search")

@@ -12,17 +12,24 @@ from prodsim.core import ProdsimError, results_folder
 from prodsim.index import CatalogueIndex
 from prodsim.search import (
     FEATURES,
+    RERANKED,
+    Floor,
     ProductSearch,
     Ranker,
+    Reranker,
+    ask,
     both_readings,
+    cross_weight,
     kept_embeddings,
     kind_texts,
     learn_search,
+    made_queries,
     open_search,
     paired_gain,
     search_differences,
     search_words,
     stored_searches,
+    summarise_floor,
     word_form,
 )
 
@@ -179,11 +186,85 @@ def test_a_ranker_learns_saves_and_refuses(shop, graded, tmp_path):
         Ranker.load(tmp_path / "ranker.json")
 
 
+def test_a_catalogue_knows_nonsense_without_judgments(shop):
+    made = made_queries(shop)
+    assert {w for _, w, _, _ in made} == {"title", "neighbour", "shuffled", "absent", "nonsense"}
+    shop.floor = Floor.fit(shop, made)
+    for query in ("acme wireless headset", "bolt laptop bag", "laptop 32 gb", "小米手机", "bolt laptpo"):
+        assert not any("no good" in n for n in shop.search(query)["notes"]), query
+    for query in ("zzgrf wqpt", "qqq <script>", "冰箱洗衣"):
+        assert any("no good" in n for n in shop.search(query)["notes"]), query
+    low, high = (shop.floor.chance(ask(shop, q)[None], readable)[0] for q, readable in (("xq", False), ("acme", False)))
+    assert low < 0.5 < high
+    one = ProductSearch.fit(RECORDS[:1], embed, embed(list(RECORDS["title"][:1])))
+    assert Floor.fit(one).chance(np.ones((1, 3)))[0] > 0.5  # a catalogue of one record still answers
+
+
+def test_numbers_of_the_floor_follow_from_chances():
+    judged = [{"query": str(i), "relevant": i > 1, "chance": c} for i, c in enumerate((0.1, 0.6, 0.4, 0.9, 0.8))]
+    made = [{"what": "title", "good": g, "chance": float(g)} for g in (True, False) * 10]
+    told = summarise_floor({"judged": judged, "made": made, "nonsense": {"a": 0.2, "b": 0.7}})
+    assert told["refused"] == {"with_relevant": pytest.approx(1 / 3), "without": 0.5, "nonsense": 0.5}
+    assert told["area"] == pytest.approx(5 / 6) and told["made_brier"] == 0 and told["made_calibration_error"] == 0
+
+
+class Reads:
+    "A cross-encoder that knows one word."
+
+    def __init__(self, word):
+        self.word = word
+
+    def score(self, pairs):
+        return pairs["right_text"].str.contains(self.word).to_numpy(np.float32)
+
+
+def test_a_cross_encoder_reads_the_first_again(shop):
+    before = shop.search("bolt", 12)
+    shop.reranker = Reranker(Reads("bag"), 0.75)
+    after = shop.search("bolt", 12)
+    assert set(ids(after)[:3]) == {"p8", "p9", "p10"} and set(ids(after)) == set(ids(before))
+    assert shop.search("bolt", 12, rerank=False)["results"] == before["results"]
+    many = Reranker(Reads("."), 0.5).again(
+        shop, shop.vocabulary.read("x"), np.zeros(RERANKED + 5, int), np.linspace(1, 0, RERANKED + 5)
+    )
+    assert (np.diff(many) < 0).all()  # who is not read again stays behind who is
+
+
+def test_the_weight_of_the_cross_encoder_is_earned():
+    g, wrong = np.array([3, 0, 0]), np.array([0.1, 0.5, 0.9])
+    assert cross_weight([(g, 1 - wrong, wrong)]) == 0  # no better: not listened to
+    assert cross_weight([(g, wrong, np.array([1.0, 0, 0]))]) == 0.5
+
+
+def test_a_cross_encoder_is_learned_kept_and_replaced(tmp_path, tiny_model, monkeypatch):
+    folder, rows = tmp_path / "index", []
+    CatalogueIndex.create(RECORDS, folder, tiny_model)
+    for q, w in (("laptop", "laptop"), ("headset", "headset"), ("bag", "bag"), ("acme", "Acme"), ("bolt", "Bolt")):
+        rows += [
+            (f"{q}{s}", i, 3 * (w in t))
+            for s in ("", " black")
+            for i, t in zip(RECORDS["id"], RECORDS["title"], strict=True)
+        ]
+    pd.DataFrame(rows, columns=["query", "id", "grade"]).to_csv(tmp_path / "j.csv", index=False)
+    monkeypatch.setattr("prodsim.search.cross_weight", lambda values: 0.5)
+    assert learn_search(folder, tmp_path / "j.csv", rerank="cross")["weight"] == 0.5
+    opened = open_search(folder)
+    assert (
+        opened.reranker.weight == 0.5 and opened.reranker.model.kind == "cross" and opened.search("laptop")["results"]
+    )
+    assert not list(folder.glob(".reranker*"))  # nothing of the work is left
+    assert main(["learn-search", str(folder), str(tmp_path / "j.csv")]) == 0
+    assert open_search(folder).reranker is None
+    with pytest.raises(ProdsimError, match="choose trees or cross"):
+        learn_search(folder, tmp_path / "j.csv", rerank="x")
+
+
 def test_a_folder_is_searched_and_follows_its_index(tmp_path, tiny_model, capsys):
     folder = tmp_path / "index"
     index = CatalogueIndex.create(RECORDS, folder, tiny_model)
     first = open_search(folder).search("bolt laptop")
     assert open_search(folder).search("bolt laptop") == first  # read back, not built again
+    assert open_search(folder).floor is not None
     index.delete([first["results"][0]["id"]])
     assert first["results"][0]["id"] not in ids(open_search(folder).search("bolt laptop"))
     assert main(["search", str(folder), "laptpo", "--filter", "brand=Bolt", "--k", "2", "--json"]) == 0
