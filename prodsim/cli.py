@@ -1007,12 +1007,22 @@ def _learn_search(
 @app.command("bench-search")
 def _bench_search(
     chinese: Annotated[bool, typer.Option("--chinese", help="the Chinese queries, by characters")] = False,
+    cross: Annotated[bool, typer.Option("--cross", help="a cross-encoder that reads the first results again")] = False,
+    floor: Annotated[bool, typer.Option("--floor", help="what is refused by a floor without judgments")] = False,
+    model: Annotated[str | None, typer.Option(help="a Chinese encoder for a row by meaning, with --chinese")] = None,
     as_json: Json = False,
 ) -> None:
     "Measure every step of search on judged queries, cross-validated by query; stored among the results."
-    from prodsim.search import run_search, run_search_chinese
+    from prodsim.search import run_cross, run_floor, run_search, run_search_chinese
 
-    result = run_search_chinese() if chinese else run_search()
+    if model is not None and not chinese:
+        raise ProdsimError(f"--model {model}: only the Chinese rows take one, give --chinese")
+    if chinese + cross + floor > 1:
+        raise ProdsimError("--chinese, --cross and --floor are measurements of their own: give one")
+    if chinese:
+        result = run_search_chinese(model)
+    else:
+        result = run_cross() if cross else run_floor() if floor else run_search()
     if as_json:
         _print_json(result)
         return
@@ -1021,6 +1031,8 @@ def _bench_search(
     ]
     _print_table(plain, list(plain[0]))
     print(f"{result['data']}: {result['queries']} queries, {result['products']:,} products")
+    for row, need in result.get("needs_download", {}).items():
+        print(f"not computed: {row} needs {need}")
 
 
 @app.command("demo")
