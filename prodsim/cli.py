@@ -986,9 +986,7 @@ def _learn_search(
     folder: Folder,
     judgments: Annotated[Path, typer.Argument(help=".csv with query, id and grade (0 to 3)")],
     unjudged: Annotated[float, typer.Option(min=0, max=1, help="weight of products nobody judged, taken as 0")] = 0.1,
-    rerank: Annotated[
-        str, typer.Option(help="trees, or cross: a cross-encoder reads the first results again")
-    ] = "trees",
+    rerank: Annotated[str, typer.Option(help="trees; late or cross: who reads the first results again")] = "trees",
     as_json: Json = False,
 ) -> None:
     "Train the ranker of an index from graded results; it and its floor are kept in the folder."
@@ -1001,7 +999,7 @@ def _learn_search(
         print(f"{folder}: ranker of {report['queries']} queries and {report['judgments']} judgments")
         if "weight" in report:
             kept = f"kept, weight {report['weight']}" if report["weight"] else "not kept: it helps no query held back"
-            print(f"cross-encoder {kept}")
+            print(f"second reader ({rerank}) {kept}")
 
 
 @app.command("bench-search")

@@ -14,6 +14,7 @@ from prodsim.search import (
     FEATURES,
     RERANKED,
     Floor,
+    LateReader,
     ProductSearch,
     Ranker,
     Reranker,
@@ -247,7 +248,12 @@ def test_a_cross_encoder_is_learned_kept_and_replaced(tmp_path, tiny_model, monk
             for i, t in zip(RECORDS["id"], RECORDS["title"], strict=True)
         ]
     pd.DataFrame(rows, columns=["query", "id", "grade"]).to_csv(tmp_path / "j.csv", index=False)
+    assert learn_search(folder, tmp_path / "j.csv", rerank="late")["weight"] in (0, 0.25, 0.5, 0.75, 1)
     monkeypatch.setattr("prodsim.search.cross_weight", lambda values: 0.5)
+    assert learn_search(folder, tmp_path / "j.csv", rerank="late")["weight"] == 0.5
+    late = open_search(folder).reranker
+    same, other = late.read("bolt laptop", ["Bolt laptop", "小米"])
+    assert isinstance(late.model, LateReader) and late.weight == 0.5 and same > other and same > 0.9
     assert learn_search(folder, tmp_path / "j.csv", rerank="cross")["weight"] == 0.5
     opened = open_search(folder)
     assert (
@@ -256,7 +262,7 @@ def test_a_cross_encoder_is_learned_kept_and_replaced(tmp_path, tiny_model, monk
     assert not list(folder.glob(".reranker*"))  # nothing of the work is left
     assert main(["learn-search", str(folder), str(tmp_path / "j.csv")]) == 0
     assert open_search(folder).reranker is None
-    with pytest.raises(ProdsimError, match="choose trees or cross"):
+    with pytest.raises(ProdsimError, match="choose trees, late or cross"):
         learn_search(folder, tmp_path / "j.csv", rerank="x")
 
 
