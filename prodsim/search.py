@@ -38,6 +38,7 @@ from prodsim.core import (
     hash_text,
     provenance,
     results_folder,
+    revision,
     stored_results,
     stored_table,
     write_json,
@@ -854,79 +855,100 @@ LATE = 0.25  # its weight beside the meaning; settled on the queries of folds 0 
 
 
 def summarise_cross(
-    table: pd.DataFrame,  # query, id, grade, and of every one of `READERS` a score and a rank
-) -> dict:  # as `summarise_search`, steps counted from the meaning
-    "Numbers of the second readers' table from stored scores; `unseen`: on queries that settled nothing (folds 2 to 4)."
-    out = {}
-    for s in READERS[1:]:
-        both = summarise_search(table, (READERS[0], s), 1)
-        unseen = summarise_search(table[table["fold"] >= 2], (READERS[0], s), 1)
-        for name in both:
-            out[name] = both[name] | {"unseen": unseen[name]}
+    table: pd.DataFrame,  # fold, query, id, grade, and a score of every one of `READERS`
+) -> dict:  # system → NDCG@10 of judged products, interval, gain on the meaning; `unseen`: the same on folds 2 to 4
+    "Numbers of the second readers from stored scores; folds 0 and 1 helped to settle them, the others did not."
+    kept = [part for _, part in table.groupby("query", sort=True) if (part["grade"] > 0).any()]
+    unseen, out = np.array([part["fold"].iloc[0] >= 2 for part in kept]), {}
+    values = {s: np.array([ndcg(part["grade"], part[s]) for part in kept], float) for s in READERS}
+    for s, own in values.items():
+        draws = own[np.random.default_rng(0).integers(0, len(own), (4000, len(own)))].mean(axis=1)
+        out[s] = {
+            "judged": float(own.mean()),
+            "judged_interval": [float(x) for x in np.quantile(draws, [0.025, 0.975])],
+        }
+        out[s] |= {"judged_step": paired_gain(own, values["meaning"]), "queries": len(own)}
+        out[s]["unseen"] = {"judged": float(own[unseen].mean()), "queries": int(unseen.sum())}
+        out[s]["unseen"]["judged_step"] = paired_gain(own[unseen], values["meaning"][unseen])
     return out
 
 
 def run_cross(
-    work: str | Path = "_run/search",  # embeddings and cross-encoders are kept here
-) -> dict:  # what was stored
-    """Late interaction, and a cross-encoder trained on judged products of each fold's other queries, read again what
-    the meaning finds; the cross-encoder's weight is chosen inside these queries (`prodsim bench-search --cross`)."""
-    judged = chorus_judgments()
-    records, names, encoder, vectors = chorus_catalogue(Path(work))
-    records = records.astype(object).where(records.notna(), None)
+    work: str | Path = "_run/search",  # embeddings, cross-encoders and finished folds are kept here
+    only: int | None = None,  # a fold to measure and keep, beside others; None: all, and store
+) -> dict:  # what was stored; empty for one fold
+    """Late interaction, and a cross-encoder trained on judged products of each fold's other queries, beside meaning,
+    on judged products alone; the latter's weight is chosen inside these queries (`prodsim bench-search --cross`)."""
+    from prodsim.data import load_records
+    from prodsim.encoders import pretrained
+
+    work, judged, records = Path(work), chorus_judgments(), load_records("chorus").to_pandas().astype(object)
+    records, names = records.where(records.notna(), None), ["title", "description", "supplier", "name", "attributes"]
     tokens = {n: [search_words(v) if isinstance(v, str) else [] for v in records[n]] for n in names}
-    vocabulary = Vocabulary.fit(records, tokens)
-    search = ProductSearch(records, names, encoder.embed_texts, vectors, vectors, {}, vocabulary)
-    note_look("chorus", "second readers of search", "cross-validated by query; weights chosen inside training queries")
-    row = {i: n for n, i in enumerate(records["id"])}
-    own = [{row[i]: int(g) for i, g in known.items()} for known in judged.values()]
-    readings = [vocabulary.read(q) for q in judged]
-    asked = encoder.embed_texts([r.plain for r in readings])
-    fold, queries, tables, weights, clocks = query_folds(readings), list(judged), [], [], {s: [] for s in READERS}
-    late = Reranker(LateReader(encoder), 1.0)
-    for f in range(fold.max() + 1):
-        pairs, held = graded_pairs(search, {queries[i]: own[i] for i in np.flatnonzero(fold != f)})
-        reranker = Reranker(train_cross(pairs, Path(work) / f"cross-{f}", resume=True), 1.0)
-        values = []
-        for query in sorted(held):
-            i = queries.index(query)
-            at = np.array(
-                [
-                    int(r)
-                    for q, r in zip(pairs["valid"]["left_id"], pairs["valid"]["right_id"], strict=True)
-                    if q == query
-                ]
-            )
-            read = reranker.read(readings[i].plain, [search.told(r) for r in at])
-            values.append((np.array([own[i][r] for r in at]), vectors[at] @ asked[i], read))
-        weights.append({"fold": int(f), "weight": cross_weight(values), "model": reranker.model.run["valid"]})
-        for i in np.flatnonzero(fold == f):
-            cosines = vectors @ asked[i]
-            first = np.argsort(-cosines, kind="stable")[:RERANKED].tolist()
-            at = first + [r for r in own[i] if r not in first]
-            told, said = [search.told(r) for r in at], {"meaning": cosines[at]}
-            for name, reader in (("late interaction", late), ("cross-encoder", reranker)):
-                begun = time.perf_counter(), time.thread_time()
-                again = reader.read(readings[i].plain, told[: len(first)])
-                clocks[name].append((time.perf_counter() - begun[0], time.thread_time() - begun[1]))
-                said[name] = np.concatenate([again, reader.read(readings[i].plain, told[len(first) :])])
-                w = LATE if reader is late else weights[-1]["weight"]
-                said[f"meaning and {name}"] = (1 - w) * said["meaning"] + w * said[name]
-            frame = {"fold": int(f), "query": queries[i], "id": records["id"].to_numpy()[at]}
-            frame["grade"] = [own[i].get(r, np.nan) for r in at]
-            for s in READERS:
-                page = np.argsort(-said[s][: len(first)], kind="stable")[:10].tolist()
-                frame[s] = [float(np.format_float_positional(np.float32(v))) for v in said[s]]
-                frame[f"{s} rank"] = [page.index(k) + 1 if k in page else np.nan for k in range(len(at))]
-            tables.append(pd.DataFrame(frame))
+    vocabulary, encoder = Vocabulary.fit(records, tokens), pretrained(names=("title", "description"))
+    search = ProductSearch(records, names, encoder.embed_texts, np.zeros(0), np.zeros(0), {}, vocabulary)
+    row = {i: at for at, i in enumerate(records["id"])}
+    own = {q: {row[i]: int(g) for i, g in known.items()} for q, known in judged.items()}
+    fold = dict(zip(own, query_folds([vocabulary.read(q) for q in own]).tolist(), strict=True))
+    done = [_fold_of_readers(search, encoder, own, fold, f, work) for f in range(5) if only in (None, f)]
+    if only is not None:
+        return {}
+    note_look("chorus", "second readers of search", "cross-validated by query; weight chosen inside training queries")
     folder, file = results_folder() / "search", "chorus-cross.scores.csv.gz"
-    write_table(folder / file, pd.concat(tables, ignore_index=True))
+    write_table(folder / file, pd.concat([pd.DataFrame(d["rows"]) for d in done], ignore_index=True))
     result = {"name": "chorus-cross", "data": "chorus", "command": "prodsim bench-search --cross"}
-    result |= {"queries": len(queries), "products": len(records), "weights": weights, "read": RERANKED}
+    result |= {"queries": len(own), "products": len(records), "read": RERANKED, "folds": [d["fold"] for d in done]}
     result |= {"systems": summarise_cross(pd.read_csv(folder / file, dtype={"id": str})), "scores_file": file}
-    result |= {"latency": {s: _percentiles(c) for s, c in clocks.items() if c}, **provenance()}
+    clocks = {s: _percentiles([c for d in done for c in d["clocks"][s]]) for s in done[0]["clocks"]}
+    result |= {"latency": clocks, **provenance()}
     write_json(folder / "chorus-cross.json", result)
     return result
+
+
+def _fold_of_readers(search: ProductSearch, encoder, own: dict, fold: dict, f: int, work: Path) -> dict:
+    "Scores of one fold's judged products, kept with the revision that made them."
+    kept = work / f"readers-{f}.json"
+    if kept.is_file() and (known := json.loads(kept.read_text(encoding="utf-8")))["revision"] == revision():
+        return known
+    pairs, held = graded_pairs(search, {q: g for q, g in own.items() if fold[q] != f})
+    cross = Reranker(train_cross(pairs, work / f"cross-{f}", resume=True), 1.0)
+    readers = {"late interaction": Reranker(LateReader(encoder), 1.0), "cross-encoder": cross}
+
+    def meaning(query: str, rows: list[int]) -> np.ndarray:
+        texts = [search.told(r) for r in rows]
+        return kept_embeddings(encoder.embed_texts, texts, work / f"judged-{f}.npz") @ encoder.embed_texts([query])[0]
+
+    values = []
+    for query in sorted(held):
+        plain, valid = (
+            search.vocabulary.read(query).plain,
+            zip(pairs["valid"]["left_id"], pairs["valid"]["right_id"], strict=True),
+        )
+        at = [int(r) for q, r in valid if q == query]
+        said = cross.read(plain, [search.told(r) for r in at])
+        values.append((np.array([own[query][r] for r in at]), meaning(plain, at), said))
+    weights = {"late interaction": LATE, "cross-encoder": cross_weight(values)}
+    rows, clocks = [], {s: [] for s in readers}
+    for query in (q for q in own if fold[q] == f):
+        plain, at = search.vocabulary.read(query).plain, list(own[query])
+        texts, said = [search.told(r) for r in at], {"meaning": meaning(plain, at)}
+        for name, reader in readers.items():
+            begun = time.perf_counter(), time.thread_time()
+            first = reader.read(plain, texts[:RERANKED])
+            clocks[name].append((time.perf_counter() - begun[0], time.thread_time() - begun[1]))
+            said[name] = np.concatenate([first, reader.read(plain, texts[RERANKED:])])
+            said[f"meaning and {name}"] = (1 - weights[name]) * said["meaning"] + weights[name] * said[name]
+        for i, r in enumerate(at):
+            line = {"fold": f, "query": query, "id": search.records["id"].iat[r], "grade": own[query][r]}
+            rows.append(line | {s: float(np.format_float_positional(np.float32(said[s][i]))) for s in READERS})
+    note = {
+        "fold": f,
+        "weight": weights["cross-encoder"],
+        "training_pairs": len(pairs["train"]),
+        "valid": cross.model.run["valid"],
+    }
+    write_json(kept, {"revision": revision(), "fold": note, "rows": rows, "clocks": clocks})
+    return json.loads(kept.read_text(encoding="utf-8"))
 
 # %% ../nbs/72_search.ipynb #bb5d4294
 def open_search(
