@@ -745,7 +745,7 @@ class LateReader:
     ) -> list[np.ndarray]:  # one a text, shape (tokens, dimensions), rows of length one
         "The encoder's last states, without the two tokens that frame a text."
         read = self.model.fast().encode(texts, output_value="token_embeddings", show_progress_bar=False)
-        rows = [r[1:-1].float().numpy() for r in read]
+        rows = [r[1:-1].float().cpu().numpy() for r in read]
         return [r / np.maximum(np.linalg.norm(r, axis=1, keepdims=True), 1e-9) for r in rows]
 
     def score(
@@ -1054,6 +1054,8 @@ def learn_search(
         pairs, held = graded_pairs(search, judged)
         name = json.loads((folder / "index.json").read_text(encoding="utf-8"))["model"]["name"]
         start = Path(name) / "bi" if (Path(name) / "bi").is_dir() else name
+        for left in folder.glob(".reranker.*"):  # of a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=".reranker.", dir=folder) as work:
             model = train_cross(pairs, Path(work) / "model", start)
         values = _held_values(search, seen, held, Reranker(model, 1.0), unjudged)
