@@ -1027,7 +1027,8 @@ def _bench_search(
     plain = [
         {"system": s, **{k: v for k, v in r.items() if isinstance(v, float)}} for s, r in result["systems"].items()
     ]
-    _print_table(plain, list(plain[0]))
+    columns = list(dict.fromkeys(c for row in plain for c in row))
+    _print_table([{c: row.get(c) for c in columns} for row in plain], columns)
     print(f"{result['data']}: {result['queries']} queries, {result['products']:,} products")
     for row, need in result.get("needs_download", {}).items():
         print(f"not computed: {row} needs {need}")

@@ -1323,8 +1323,8 @@ def search_differences(
 ) -> list[str]:  # empty if all is well
     "Stored numbers that do not follow from the stored scores. Raises ProdsimError if these are missing."
     table = stored_table(result, results_folder() / "search" / result["scores_file"], dtype={"id": str})
-    again = {"ecomgpt-zh": summarise_chinese, "chorus-cross": summarise_cross, "chorus-floor": summarise_floor}
-    told = again.get(result["name"], summarise_search)(table)
+    again = {"chorus-cross": summarise_cross, "chorus-floor": summarise_floor}.get(result["name"], summarise_search)
+    told = summarise_chinese(table) if result["name"] == "ecomgpt-zh" else again(table)
     return disagreements(f"{result['name']}.systems", result["systems"], told)
 
 # %% ../nbs/72_search.ipynb #ec6209d8
