@@ -255,6 +255,7 @@ def _print_trained(trained, out: Path, as_json: bool) -> None:
     valid = trained.run["valid"]
     summary = {"out": str(out), "kind": trained.kind, "threshold": trained.threshold, "valid": valid}
     summary |= {k: trained.run[k] for k in ("best_metric", "stopped", "steps", "seconds")}
+    summary |= {"notes": trained.run.get("notes", [])}
     if as_json:
         _print_json(summary)
     else:
@@ -266,6 +267,8 @@ def _print_trained(trained, out: Path, as_json: bool) -> None:
             f"threshold {trained.threshold:.4f}, {trained.run['steps']} steps "
             f"in {trained.run['seconds']:.0f} s, {summary['stopped']}"
         )
+        for note in trained.run.get("notes", []):
+            print(note)
 
 
 def _field(text: str) -> tuple[str, object]:
@@ -1144,6 +1147,8 @@ def _dimensions(
         str, typer.Option(help="whose pairs are scored; a registered test: a line in the ledger")
     ] = "valid",
     seed: Annotated[int, typer.Option(min=0, help="of trees and folds")] = 0,
+    meaning: Annotated[Path | None, typer.Option(help="folder of a trained bi-encoder, to be weighed on valid")] = None,
+    interaction: Annotated[Path | None, typer.Option(help="folder of a trained cross-encoder, say; likewise")] = None,
     as_json: Json = False,
 ) -> None:
     "List the dimensions of likeness, or measure what each is worth on a data set: alone, and left out; stored."
@@ -1157,7 +1162,7 @@ def _dimensions(
         ]
         _print_json({"dimensions": rows}) if as_json else _print_table(rows, ["dimension", "group", "needs", "about"])
         return
-    result = store_worth(data, split, seed)
+    result = store_worth(data, split, seed, meaning, interaction)
     if as_json:
         _print_json(result)
         return

@@ -25,8 +25,8 @@ from rapidfuzz.distance import JaroWinkler
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
-from ..comparisons import Comparer, Facts, amount, compare_words, gram_vectors, squash, text_facts
-from ..comparisons import _GRAMS, _row_products
+from ..comparisons import GRAMS, Comparer, Facts, amount, compare_words, gram_vectors, row_products, squash
+from ..comparisons import text_facts
 from ..core import ProdsimError, write_json
 from ..data import attributes
 from ..encoders import PairModel, load_model, write_model
@@ -241,7 +241,7 @@ def pair_bm25(
     b: float = 0.75,  # how much length counts against a text
 ) -> np.ndarray:  # one per pair, in [0, 1]; nan where a side has no word
     "BM25 both ways (Robertson & Zaragoza 2009), each as a share of the text's score against itself."
-    counts = _GRAMS["words"].transform(look.texts(of)).tocsr().astype(np.float64)
+    counts = GRAMS["words"].transform(look.texts(of)).tocsr().astype(np.float64)
     known = look.known.comparer
     seen_in = (known.records + 1) / np.exp(known.grams["words"].astype(np.float64) - 1) - 1  # see `gram_weights`
     idf = np.log1p((known.records - seen_in + 0.5).clip(0.01) / (seen_in + 0.5))
@@ -277,7 +277,7 @@ def _title_characters(look: Look) -> np.ndarray:
     "cosine of the titles' runs of two to four characters"
     vectors = gram_vectors(look.texts("title"), "characters", look.known.comparer.grams["characters"])
     empty = np.diff(vectors.indptr) == 0
-    return np.where(empty[look.left] | empty[look.right], np.nan, _row_products(vectors, look.left, look.right))
+    return np.where(empty[look.left] | empty[look.right], np.nan, row_products(vectors, look.left, look.right))
 
 
 @dimension("nothing left over", "lexical")
@@ -396,6 +396,7 @@ class Behaviour:
     together: sparse.csr_matrix  # shape (items, items): normalised information of sharing a basket, in [0, 1]
     months: np.ndarray  # shape (items, 12), float32: share of each month; empty where events span less than six months
     cold: int = 0  # items with too few shoppers, about which nothing is known
+    unknown: int = 0  # events that named no known item and were left out
 
     def __post_init__(self):
         self.row = {item: i for i, item in enumerate(self.ids)}
@@ -428,11 +429,12 @@ def learn_behaviour(
     table = table.assign(item=table["item"].astype(str))
     if kinds is not None:
         table = table[table["kind"].isin(list(kinds))]
+    unknown = 0
     if known_items is not None:
         mine = table["item"].isin({str(i) for i in known_items})
         if len(table) and not mine.any():
             raise ProdsimError(f"no event is about a known item: {table['item'].iloc[0]!r} is none of your ids")
-        table = table[mine]
+        table, unknown = table[mine], int((~mine).sum())
     people = table.drop_duplicates(["user", "item"])["item"].value_counts()
     ids = sorted(people[people >= least].index)
     if len(ids) < 2:
@@ -453,7 +455,7 @@ def learn_behaviour(
     fills = warm["kind"].isin(list(bought)).to_numpy()
     fills = fills if fills.any() else np.ones(len(warm), dtype=bool)
     together = _basket_information(_incidence(basket[fills], warm["item"][fills], ids))
-    return Behaviour(ids, vectors, together, months, int((people < least).sum()))
+    return Behaviour(ids, vectors, together, months, int((people < least).sum()), unknown)
 
 
 def _incidence(groups: pd.Series, items: pd.Series, ids: list[str]) -> sparse.csr_matrix:
@@ -618,7 +620,7 @@ def save_known(
     told = {"names": known.names, "roles": known.roles, "lengths": known.lengths, "comparer": kept, "behaviour": None}
     arrays = {f"grams.{k}": v for k, v in comparer.grams.items()} | {"prices": known.prices}
     if (b := known.behaviour) is not None:
-        told["behaviour"] = {"ids": b.ids, "cold": b.cold}
+        told["behaviour"] = {"ids": b.ids, "cold": b.cold, "unknown": b.unknown}
         arrays |= {"vectors": b.vectors, "months": b.months, "together.data": b.together.data}
         arrays |= {"together.indices": b.together.indices, "together.indptr": b.together.indptr}
     save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, folder / "known.safetensors")
@@ -650,7 +652,7 @@ def load_known(
         if (b := told["behaviour"]) is not None:
             parts = tuple(arrays[f"together.{k}"] for k in ("data", "indices", "indptr"))
             together = sparse.csr_matrix(parts, (len(b["ids"]),) * 2)
-            behaviour = Behaviour(b["ids"], arrays["vectors"], together, arrays["months"], b["cold"])
+            behaviour = Behaviour(b["ids"], arrays["vectors"], together, arrays["months"], b["cold"], b["unknown"])
         known = Known(
             tuple(told["names"]), told["roles"], Comparer(**kept, grams=grams), told["lengths"], arrays["prices"]
         )

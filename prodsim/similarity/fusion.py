@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FUSION_TREES', 'FUSION_ROUNDS', 'HEADS', 'FUSION_SETTINGS', 'LinearFusion', 'TreeFusion', 'fit_fusion_head',
-           'FusionModel', 'fuse', 'fusion_arguments', 'train_fusion', 'save_fusion', 'load_fusion']
+           'StagedFusion', 'FusionModel', 'fuse', 'fusion_arguments', 'check_taught', 'train_fusion', 'save_fusion',
+           'load_fusion']
 
 # %% ../../nbs/similarity/20_fusion.ipynb #8b58ba92
 import hashlib
@@ -22,7 +23,7 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold
 
 from ..core import ProdsimError, atomic_dir, machine, revision, write_json
-from ..data import load_events
+from ..data import attributes, data_hash, load_events, load_pairs
 from ..encoders import check_run_folder, finished_run, load_model, pretrained, read_run, training_pairs
 from ..evaluation import best_threshold, expected_calibration_error, fit_platt, pair_metrics
 from ..recipes import Head, check_classes, fit_head
@@ -103,6 +104,38 @@ def fit_fusion_head(
     small = {"min_data_in_leaf": min(FUSION_TREES["min_data_in_leaf"], max(1, len(y) // 20))}
     return TreeFusion(lightgbm.train({**FUSION_TREES, **rising, **small}, lightgbm.Dataset(x, y), FUSION_ROUNDS))
 
+# %% ../../nbs/similarity/20_fusion.ipynb #5f1a0201
+@dataclass
+class StagedFusion:
+    "Dimensions weighed on training pairs; their sum and the models that learned there, weighed on validation pairs."
+
+    inner: LinearFusion | TreeFusion | None  # of the dimensions that are not taught; None: there is none
+    taught: np.ndarray  # shape (dimensions,), bool: a model that learned from the training pairs
+    outer: LinearFusion | None = None  # on the inner log-odds and those of the taught
+
+    def columns(
+        self,
+        x: np.ndarray,  # shape (pairs, dimensions), nan: not known
+    ) -> np.ndarray:  # shape (pairs, taught dimensions, one more where there is an inner head), log-odds
+        "What the outer head reads."
+        inner = [] if self.inner is None else [self.inner.shares(x[:, ~self.taught]).sum(axis=1)]
+        return np.column_stack([*inner, special.logit(np.clip(x[:, self.taught], 1e-4, 1 - 1e-4))])
+
+    def shares(
+        self,
+        x: np.ndarray,  # shape (pairs, dimensions), nan: not known
+    ) -> np.ndarray:  # shape (pairs, dimensions + 1)
+        "The outer head's terms, that of the inner log-odds split as the inner head splits it: they add up exactly."
+        said, out = self.outer.shares(self.columns(x)), np.zeros((len(x), x.shape[1] + 1))
+        out[:, np.append(self.taught, False)] = said[:, -1 - self.taught.sum() : -1]
+        out[:, -1] = said[:, -1]
+        if self.inner is not None:
+            weight = self.outer.head.weights[0] / self.outer.head.scale[0]
+            parts = weight * self.inner.shares(x[:, ~self.taught])[:, :-1]
+            out[:, np.append(~self.taught, False)] = parts
+            out[:, -1] += said[:, 0] - parts.sum(axis=1)
+        return out
+
 # %% ../../nbs/similarity/20_fusion.ipynb #6455d150
 @dataclass
 class FusionModel:
@@ -110,7 +143,7 @@ class FusionModel:
 
     known: Known  # what the dimensions know
     names: tuple[str, ...]  # dimensions, in order
-    head: LinearFusion | TreeFusion
+    head: LinearFusion | TreeFusion | StagedFusion
     curve: tuple[float, float]  # Platt's: slope and offset of the log-odds
     threshold: float | None = None  # probability from which a pair is a match; chosen on validation data
     run: dict = field(default_factory=dict)  # run.json: how the model came about
@@ -177,38 +210,47 @@ def _cross_curved(labels: np.ndarray, logits: np.ndarray, seed: int) -> np.ndarr
     return out
 
 
-def _cross_fitted(kind: str, x: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
-    "Log-odds of pairs, each by a head that was fitted without it."
+def _cross_fitted(x: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
+    "Log-odds of pairs, each by a linear head that was fitted without it."
     out = np.empty(len(y))
     for others, own in StratifiedKFold(min(5, check_classes(y)), shuffle=True, random_state=seed).split(x, y):
-        out[own] = fit_fusion_head(kind, x[others], y[others], seed).shares(x[own]).sum(axis=1)
+        out[own] = fit_fusion_head("linear", x[others], y[others], seed).shares(x[own]).sum(axis=1)
     return out
 
 
 def fuse(
-    known: Known,  # what the dimensions know
-    train: pd.DataFrame | None,  # measured training pairs; None: the head learns from validation pairs, cross-fitted
-    train_labels: np.ndarray | None,  # shape (pairs,), 0 or 1
-    valid: pd.DataFrame,  # measured validation pairs, the same dimensions
+    known: Known | None,  # what the dimensions know
+    train: pd.DataFrame,  # measured training pairs; those of `taught` are not read
+    train_labels: np.ndarray,  # shape (pairs,), 0 or 1
+    valid: pd.DataFrame,  # measured validation pairs, the same dimensions and those of `taught`
     valid_labels: np.ndarray,  # shape (pairs,), 0 or 1
     head: str = "auto",  # "linear", "trees", or the better of them by log loss of validation pairs
     seed: int = 0,  # of trees and folds
+    taught: Iterable[str] = (),  # dimensions whose model was trained on the training pairs
 ) -> FusionModel:  # with curve and threshold
     """Stacking (Wolpert 1992) of dimensions, calibrated by Platt's curve (1999). Dimensions that no pair knows are
     left out. Raises ProdsimError for an unknown head, a class of one pair, and where no dimension is left."""
-    from_valid = train is None
-    x, y = (valid, valid_labels) if from_valid else (train, train_labels)
-    names = tuple(n for n in x if x[n].notna().any())
+    taught = set(taught)
+    learned_on = {n: valid if n in taught else train for n in valid}
+    names = tuple(n for n, pairs in learned_on.items() if n in pairs and pairs[n].notna().any())
     if not names:
         raise ProdsimError("no dimension is known for any pair: there is nothing to fuse")
     if head != "auto" and head not in HEADS:
         raise ProdsimError(f"head {head!r} of a fusion: choose {', '.join(HEADS)} or auto")
-    x, held = x[list(names)].to_numpy(dtype=float), valid.reindex(columns=list(names)).to_numpy(dtype=float)
-    y, valid_labels = np.asarray(y), np.asarray(valid_labels)
+    late = np.array([n in taught for n in names])
+    own = [n for n in names if n not in taught]
+    x, held = train[own].to_numpy(dtype=float), valid[list(names)].to_numpy(dtype=float)
+    y, valid_labels = np.asarray(train_labels), np.asarray(valid_labels)
     tried = {}
     for kind in HEADS if head == "auto" else (head,):
-        fitted = fit_fusion_head(kind, x, y, seed)
-        logits = _cross_fitted(kind, x, y, seed) if from_valid else fitted.shares(held).sum(axis=1)
+        fitted = fit_fusion_head(kind, x, y, seed) if own else None
+        if late.any():
+            fitted = StagedFusion(fitted, late)
+            columns = fitted.columns(held)
+            fitted.outer = fit_fusion_head("linear", columns, valid_labels, seed)
+            logits = _cross_fitted(columns, valid_labels, seed)
+        else:
+            logits = fitted.shares(held).sum(axis=1)
         stated = _cross_curved(valid_labels, logits, seed)
         tried[kind] = (float(log_loss(valid_labels, np.clip(stated, 1e-9, 1 - 1e-9))), fitted, logits, stated)
     chosen = min(tried, key=lambda kind: tried[kind][0])
@@ -218,7 +260,7 @@ def fuse(
     metrics = pair_metrics(valid_labels, stated, model.threshold)
     metrics |= {"log_loss": loss, "ece": expected_calibration_error(valid_labels, stated, bins=10)}
     losses = {kind: row[0] for kind, row in tried.items()}
-    model.run = {"head": chosen, "log_loss": losses, "valid": metrics, "fitted_on": "valid" if from_valid else "train"}
+    model.run = {"head": chosen, "log_loss": losses, "valid": metrics, "taught": [n for n in names if n in taught]}
     return model
 
 # %% ../../nbs/similarity/20_fusion.ipynb #e0852a2d
@@ -245,13 +287,45 @@ def fusion_arguments(
     said = {"head": head, "dimensions": list(chosen), "meaning": str(meaning), "interaction": str(interaction)}
     for part in ("meaning", "interaction"):
         if said[part] not in ("none", "default"):
-            said[part] = {"folder": said[part], "run": read_run(said[part]).get("arguments")}
+            run = read_run(said[part])
+            if (run.get("kind") == "bi") != (part == "meaning") or run.get("kind") == "fusion":
+                fits = "of kind bi" if part == "meaning" else "that reads both records and is no fusion itself"
+                raise ProdsimError(f"{part}={said[part]}: a model of kind {run.get('kind')}; name one {fits}")
+            said[part] = {"folder": said[part], "run": run.get("arguments")}
     if str(events) != "none":
         if not Path(events).is_file():
             raise ProdsimError(f"events {events}: no such file of events")
         said["events"] = hashlib.sha256(Path(events).read_bytes()).hexdigest()
         said["method"] = str(method)
     return said | {"trees": FUSION_TREES, "rounds": FUSION_ROUNDS}
+
+
+def check_taught(
+    folder: str | Path,  # of a trained model
+    pairs: DatasetDict,  # the split valid, whose pairs are to weigh it
+) -> str:  # empty, or why it could not be checked
+    "Raises ProdsimError for a model that was trained on validation pairs: what it says of those is no measure."
+    noted = read_run(folder).get("arguments") or {}
+    learned_from = (noted.get("data_hash") or {}).get("train")
+    if learned_from == data_hash(pairs)["train"]:
+        return ""
+    try:
+        source = load_pairs(str(noted.get("data")))
+        if data_hash(source).get("train") != learned_from:
+            raise ProdsimError("other pairs now")
+    except ProdsimError:
+        return (
+            f"{folder}: its training pairs ({noted.get('data')}) are not at hand; does it know these validation pairs?"
+        )
+    columns = ["left_id", "right_id"] + [f"{s}_{attributes(pairs)[0]}" for s in ("left", "right")]
+    if set(columns) - set(source["train"].column_names):
+        return ""  # records of another kind
+    told = set(zip(*(source["train"][c] for c in columns), strict=True))
+    if both := sum(pair in told for pair in zip(*(pairs["valid"][c] for c in columns), strict=True)):
+        raise ProdsimError(
+            f"{folder} learned from {both} of the validation pairs that weigh it: train it on this train"
+        )
+    return ""
 
 
 def train_fusion(
@@ -265,8 +339,9 @@ def train_fusion(
 ) -> FusionModel:
     """Measure every dimension that can be measured, fuse, calibrate, save.
 
-    Raises ProdsimError for data without usable train and valid splits, an unknown setting, events that name no
-    record of the data, and an `out` that is no run or holds one made with other arguments."""
+    Raises ProdsimError for data without usable train and valid splits, an unknown setting, a trained model that knows
+    the validation pairs, events that name no record of the data, and an `out` that is no run or holds one made with
+    other arguments."""
     said = fusion_arguments(**settings)
     names = tuple(names) if names else None
     pairs, arguments = training_pairs(data, names, seed)
@@ -277,6 +352,7 @@ def train_fusion(
             return load_fusion(out)
     started = time.perf_counter()
     folders = {k: v["folder"] if isinstance(v := said[k], dict) else None for k in ("meaning", "interaction")}
+    notes = [note for folder in folders.values() if folder and (note := check_taught(folder, pairs))]
     known = learn_known(pairs, names)
     if folders["meaning"]:
         known.encoder = load_model(folders["meaning"])
@@ -291,12 +367,25 @@ def train_fusion(
     usable, missing = usable_dimensions(known, chosen)
     labels = {split: np.asarray(pairs[split]["label"]) for split in ("train", "valid")}
     valid = measure_dimensions(pairs["valid"], known, chosen)
-    on_valid = any(folders.values())  # trained on these training pairs: what it says of them is no measure
-    train = None if on_valid else measure_dimensions(pairs["train"], known, chosen)
-    model = fuse(known, train, None if on_valid else labels["train"], valid, labels["valid"], said["head"], seed)
+    trained = [need for need, part in (("encoder", "meaning"), ("judge", "interaction")) if folders[part]]
+    taught = [d.name for d in usable if d.needs in trained]
+    train = measure_dimensions(pairs["train"], known, [d.name for d in usable if d.name not in taught])
+    model = fuse(known, train, labels["train"], valid, labels["valid"], said["head"], seed, taught)
+    if (b := known.behaviour) is not None and "met alike" in valid:
+        share = f"behaviour is known for {valid['met alike'].notna().mean():.0%} of the validation pairs"
+        notes.append(
+            f"{share}: {b.cold:,} items have too few shoppers, {b.unknown:,} events name no record of the data"
+        )
     missing |= {d.name: "no pair has it on both sides" for d in usable if d.name not in model.names}
     best = {"name": "log_loss", "value": model.run["valid"]["log_loss"], "step": None}
-    model.run |= {"arguments": arguments, "seed": seed, "missing": missing, "best_metric": best, "history": []}
+    model.run |= {
+        "arguments": arguments,
+        "seed": seed,
+        "missing": missing,
+        "notes": notes,
+        "best_metric": best,
+        "history": [],
+    }
     model.run |= {"stopped": "all pairs measured", "steps": FUSION_ROUNDS if model.run["head"] == "trees" else 0}
     model.run |= {"seconds": round(time.perf_counter() - started, 1), "revision": revision(), "machine": machine()}
     if out is not None:
@@ -317,16 +406,28 @@ def save_fusion(
         part = new / model.kind
         part.mkdir()
         save_known(model.known, part, meaning, interaction)
-        told = {"names": list(model.names), "curve": list(model.curve)}
-        if isinstance(model.head, TreeFusion):
-            (part / "trees.txt").write_text(model.head.trees.model_to_string(), encoding="utf-8")
-        else:
-            told |= {"middle": model.head.middle.tolist(), "linear": asdict(model.head.head)}
-        parts = {model.kind: "LightGBM" if isinstance(model.head, TreeFusion) else "logistic regression"}
+        told, head = {"names": list(model.names), "curve": list(model.curve)}, model.head
+        if isinstance(head, StagedFusion):
+            told |= {"taught": head.taught.tolist(), "outer": _written(head.outer)}
+            head = head.inner
+        if isinstance(head, TreeFusion):
+            (part / "trees.txt").write_text(head.trees.model_to_string(), encoding="utf-8")
+        elif head is not None:
+            told |= {"inner": _written(head)}
+        parts = {model.kind: "LightGBM" if isinstance(head, TreeFusion) else "logistic regression"}
         parts |= {f"{model.kind}/{p.name}": read_run(p)["kind"] for p in sorted(part.iterdir()) if p.is_dir()}
         described = {"format": 1, "kind": model.kind, "parts": parts, "fusion": told}
         write_json(new / "run.json", {**model.run, **described, "threshold": model.threshold})
     return path
+
+
+def _written(head: LinearFusion) -> dict:
+    return {"middle": head.middle.tolist(), **asdict(head.head)}
+
+
+def _read_linear(told: dict) -> LinearFusion:
+    weighing = {k: v if k == "bias" else tuple(v) for k, v in told.items() if k != "middle"}
+    return LinearFusion(np.array(told["middle"]), Head(**weighing))
 
 
 def load_fusion(
@@ -343,8 +444,11 @@ def load_fusion(
         if (part / "trees.txt").is_file():
             head = TreeFusion(lightgbm.Booster(model_str=(part / "trees.txt").read_text(encoding="utf-8")))
         else:
-            weighing = {k: v if k == "bias" else tuple(v) for k, v in told["linear"].items()}
-            head = LinearFusion(np.array(told["middle"]), Head(**weighing))
+            head = _read_linear(told["inner"]) if "inner" in told else None
+        if "outer" in told:
+            head = StagedFusion(head, np.array(told["taught"]), _read_linear(told["outer"]))
+        if head is None:
+            raise KeyError("inner")
     except Exception as error:  # each of the readers has exceptions of its own
         raise ProdsimError(f"model folder {path}: the fusion cannot be read ({error}); train again") from None
     if unknown := [n for n in names if n not in all_dimensions()]:

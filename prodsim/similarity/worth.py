@@ -10,7 +10,7 @@ __all__ = ['worth_scores', 'worth_metrics', 'store_worth', 'stored_worth', 'stor
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +28,14 @@ from prodsim.core import (
     write_table,
 )
 from ..data import data_hash, load_pairs
-from ..encoders import pretrained
+from ..encoders import load_model, pretrained, read_run
 from ..evaluation import best_threshold, expected_calibration_error, fit_platt, pair_metrics, paired_test
 from ..evidence import note_look
 from ..registry import is_registered
 from ..shop import simulate
 from .dimensions import Known, learn_known, measure_dimensions
-from .fusion import FUSION_ROUNDS, FUSION_TREES, fuse
+from .fusion import FUSION_ROUNDS, FUSION_TREES, FusionModel, check_taught, fuse
+from .fusion import fusion_arguments
 
 # %% ../../nbs/similarity/30_worth.ipynb #f9c4fbdf
 def worth_scores(
@@ -43,27 +44,39 @@ def worth_scores(
     known: Known,  # what the dimensions know
     split: str = "test",
     seed: int = 0,  # of trees and folds
+    taught: Iterable[str] = (),  # dimensions whose model learned from the training pairs: train lacks them
+    published: dict[str, pd.DataFrame] | None = None,  # the tables without taught dimensions, as one more system
 ) -> tuple[pd.DataFrame, dict]:  # probabilities by system, five decimals; thresholds and what was chosen
     "The fusion, each dimension alone (Platt's curve on validation pairs), and the fusion without each in turn."
     train, valid, asked = (tables[s] for s in ("train", "valid", split))
-    names = [n for n in train if train[n].notna().any()]
+    taught = [n for n in valid if n in set(taught)]
+    middle = {n: (valid if n in taught else train)[n].median() for n in valid}
+    names = [n for n in valid if not np.isnan(middle[n])]
     out, cuts, facts = {}, {}, {}
 
-    def learn(kept: list[str]) -> tuple:
-        model = fuse(known, train[kept], labels["train"], valid[kept], labels["valid"], seed=seed)
-        return model, model.probabilities(asked[list(model.names)])
+    def learn(system: str, kept: list[str], of: dict[str, pd.DataFrame] = tables) -> FusionModel:
+        late = [n for n in taught if n in kept and of is tables]
+        own = [n for n in kept if n not in late]
+        model = fuse(
+            known, of["train"][own], labels["train"], of["valid"][kept], labels["valid"], seed=seed, taught=late
+        )
+        out[system] = model.probabilities(of[split][list(model.names)])
+        cuts[system] = model.threshold
+        return model
 
-    model, out["fusion"] = learn(names)
-    cuts["fusion"], facts["head"], facts["valid"] = model.threshold, model.run["head"], model.run["valid"]
-    middle, alone = train[names].median(), {}
+    model, alone = learn("fusion", names), {}
+    facts["head"], facts["valid"] = model.run["head"], model.run["valid"]
     for n in names:
         on_valid = valid[n].fillna(middle[n]).to_numpy()
         alone[n] = float(average_precision_score(labels["valid"], on_valid))
         curve = fit_platt(labels["valid"], on_valid)
         out[f"only {n}"] = curve(asked[n].fillna(middle[n]).to_numpy())
         cuts[f"only {n}"] = best_threshold(labels["valid"], curve(on_valid))
-        without, out[f"without {n}"] = learn([m for m in names if m != n])
-        cuts[f"without {n}"] = without.threshold
+        learn(f"without {n}", [m for m in names if m != n])
+    facts["against"] = [f"only {n}" for n in taught]
+    if published is not None:
+        learn("published", [n for n in published["train"] if published["train"][n].notna().any()], published)
+        facts["against"].append("published")
     facts["best"] = max(alone, key=alone.get)
     facts["known"] = {n: float(asked[n].notna().mean()) for n in names}
     return pd.DataFrame(out).astype(float).round(5), {**facts, "thresholds": cuts, "missing": train.attrs["missing"]}
@@ -83,7 +96,7 @@ def worth_metrics(
         row = {k: v for k, v in pair_metrics(labels, p, facts["thresholds"][system]).items() if k in kept}
         row["log_loss"] = float(log_loss(labels, np.clip(p, 1e-5, 1 - 1e-5)))
         row["ece"] = expected_calibration_error(labels, p, bins=10)
-        if system.startswith("without ") or system == f"only {facts['best']}":
+        if system.startswith("without ") or system in (f"only {facts['best']}", *facts.get("against", ())):
             whole = scores["fusion"].to_numpy()
             row["fusion_gain"] = paired_test(labels, whole, p, metric="average_precision", n_resamples=n_resamples)
         rows[system] = row
@@ -94,24 +107,50 @@ def store_worth(
     data: str,  # a registered name, a path or a shop
     split: str = "test",  # a look at a registered test split goes into the ledger
     seed: int = 0,  # of trees and folds
+    meaning: str | Path | None = None,  # folder of a trained bi-encoder; None: as published
+    interaction: str | Path | None = None,  # folder of a trained model that reads both records; None: none
 ) -> dict:  # what was stored
-    "Measure what dimensions are worth on a data set and store it among the results (`prodsim dimensions`)."
+    """Measure what dimensions are worth on a data set and store it among the results (`prodsim dimensions`).
+
+    With a trained model, beside the same fusion with the encoder as published. Raises ProdsimError for a missing
+    split, and for a trained model that does not fit or learned from validation pairs."""
     pairs = load_pairs(data)
     if lacking := [s for s in ("train", "valid", split) if s not in pairs]:
         raise ProdsimError(f"{data} has no split {lacking[0]!r}: it has {', '.join(pairs)}")
-    name = re.sub(r"[^\w.-]+", "-", data) + f".{split}.seed{seed}"
+    folders = {"meaning": meaning, "interaction": interaction}
+    folders = {part: str(folder) for part, folder in folders.items() if folder is not None}
+    fusion_arguments(**folders)
+    for folder in folders.values():
+        check_taught(folder, pairs)
+    name = re.sub(r"[^\w.-]+", "-", data) + ".trained" * bool(folders) + f".{split}.seed{seed}"
     if split == "test" and is_registered(data):
         note_look(data, f"dimensions {name}", "worth of dimensions; head and best dimension chosen on validation pairs")
     known = learn_known(pairs)
     known.encoder = pretrained(names=known.comparer.texts)
     tables = {s: measure_dimensions(pairs[s], known) for s in dict.fromkeys(("train", "valid", split))}
     labels = {s: np.asarray(pairs[s]["label"]) for s in tables}
-    scores, facts = worth_scores(tables, labels, known, split, seed)
+    published = None
+    if folders:
+        published = {s: t.copy() for s, t in tables.items()}
+        if meaning is not None:
+            known.encoder, known.vectors = load_model(meaning), {}
+        if interaction is not None:
+            known.judge = load_model(interaction)
+        for s in tables:
+            tables[s] = tables[s].drop(columns=list(folders), errors="ignore")
+            if s != "train":  # what a model says of the pairs that taught it is no measure
+                tables[s] = tables[s].join(measure_dimensions(pairs[s], known, folders))
+        tables["train"].attrs = published["train"].attrs
+    scores, facts = worth_scores(tables, labels, known, split, seed, folders, published)
     told = {k: list(pairs[split][k]) for k in ("left_id", "right_id", "label")}
     folder, file = results_folder() / "similarity", f"{name}.scores.csv.gz"
     write_table(folder / file, pd.concat([pd.DataFrame(told), scores], axis=1))
     result = {"name": name, "data": data, "split": split, "seed": seed, "pairs": len(scores), **facts}
-    result |= {"command": f"prodsim dimensions {data} --split {split} --seed {seed}", "scores_file": file}
+    given = "".join(f" --{part} {folder}" for part, folder in folders.items())
+    result |= {"command": f"prodsim dimensions {data} --split {split} --seed {seed}{given}", "scores_file": file}
+    if folders:
+        told = ("kind", "arguments", "valid", "revision", "seconds")
+        result["trained"] = {part: {k: read_run(f).get(k) for k in told} for part, f in folders.items()}
     result |= {"settings": {"trees": FUSION_TREES, "rounds": FUSION_ROUNDS}, "data_hash": data_hash(pairs)}
     result |= {"metrics": worth_metrics(scores, labels[split], facts), **provenance()}
     write_json(folder / f"{name}.json", result)

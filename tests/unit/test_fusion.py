@@ -5,18 +5,20 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from datasets import DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from little_shop import little_pairs
 from scipy import special
 
 from prodsim.cli import main
+from prodsim.comparisons import train_comparisons
 from prodsim.core import ProdsimError
 from prodsim.data import save_pairs
 from prodsim.encoders import load_model, score_file
 from prodsim.recipes import recipe_names, train_recipe
 from prodsim.similarity import dimensions
-from prodsim.similarity.fusion import HEADS, fit_fusion_head, fuse, save_fusion, train_fusion
+from prodsim.similarity.fusion import HEADS, check_taught, fit_fusion_head, fuse, save_fusion, train_fusion
 
 PAIRS = little_pairs()
 NONE = {"meaning": "none"}
@@ -124,14 +126,55 @@ def test_a_fusion_of_a_dimension_that_is_gone(tmp_path):
         load_model(tmp_path / "run")
 
 
-def test_a_judge_is_learned_from_validation_pairs(tmp_path):
-    from prodsim.comparisons import train_comparisons
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("judge")
+    save_pairs(PAIRS, folder / "pairs")
+    train_comparisons(str(folder / "pairs"), folder / "judge", rounds=20, vocabulary="known")
+    return folder / "judge"
 
-    train_comparisons(PAIRS, tmp_path / "judge", rounds=20, vocabulary="known")
-    model = train_fusion(PAIRS, tmp_path / "run", meaning="none", interaction=str(tmp_path / "judge"), head="linear")
-    assert "interaction" in model.names and model.run["fitted_on"] == "valid"
+
+@pytest.mark.parametrize(
+    "chosen, head", [("", "linear"), ("title words,price,interaction", "trees"), ("interaction", "auto")]
+)
+def test_a_judge_is_weighed_on_validation_pairs(judge, tmp_path, chosen, head):
+    settings_ = {"meaning": "none", "interaction": str(judge), "head": head, "dimensions": chosen}
+    model = train_fusion(PAIRS, tmp_path / "run", **settings_)
+    assert model.run["taught"] == ["interaction"] and model.run["notes"] == []
+    added = model.explain(PAIRS["test"])
+    assert np.allclose(special.expit(added.sum(axis=1)), model.score(PAIRS["test"]), atol=1e-5)
+    assert added["base"].std() < 1e-9 and added["interaction"].std() > 0
     again = load_model(tmp_path / "run")
     assert np.allclose(again.score(PAIRS["test"]), model.score(PAIRS["test"]), atol=1e-6)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_model_that_knows_the_training_pairs_by_heart_is_not_believed(head):
+    (x, y), (held, truth) = table(400, 1), table(400, 2)
+    chance = np.random.default_rng(0).random(400)
+    by_heart, guessed = x.assign(b=0.02 + 0.96 * y), held.assign(b=chance)
+    plain = fuse(None, x[["a"]], y, held[["a"]], truth, head)
+    staged = fuse(None, by_heart[["a", "b"]], y, guessed[["a", "b"]], truth, head, taught=("b",))
+    fooled = fuse(None, by_heart[["a", "b"]], y, guessed[["a", "b"]], truth, head)
+    loss = {n: m.run["valid"]["log_loss"] for n, m in (("plain", plain), ("staged", staged), ("fooled", fooled))}
+    assert loss["staged"] < loss["plain"] + 0.01 and loss["fooled"] > loss["plain"] + 0.03
+
+
+def test_a_model_that_learned_from_validation_pairs_is_refused(judge, tmp_path):
+    swapped = DatasetDict(train=PAIRS["valid"], valid=PAIRS["train"], test=PAIRS["test"])
+    with pytest.raises(ProdsimError, match=f"learned from {len(swapped['valid'])} of the validation pairs"):
+        train_fusion(swapped, meaning="none", interaction=str(judge))
+    train_comparisons(swapped, tmp_path / "elsewhere", rounds=5, vocabulary="known")  # of pairs in memory
+    assert "are not at hand" in check_taught(tmp_path / "elsewhere", PAIRS)
+    assert check_taught(judge, little_pairs(seed=1)) == ""  # other records
+
+
+def test_models_that_do_not_fit(judge, fusions, tmp_path):
+    with pytest.raises(ProdsimError, match="meaning=.*: a model of kind comparisons; name one of kind bi"):
+        train_fusion(PAIRS, meaning=str(judge))
+    save_fusion(fusions["linear"], tmp_path / "run")
+    with pytest.raises(ProdsimError, match="interaction=.*: a model of kind fusion; name one that reads both records"):
+        train_fusion(PAIRS, **NONE, interaction=str(tmp_path / "run"))
 
 
 def test_recipe_resumes_and_streams(tmp_path):
@@ -163,6 +206,18 @@ def test_settings_that_do_not_exist(changes, message, tmp_path):
     with pytest.raises(ProdsimError, match=message):
         train_recipe(PAIRS, tmp_path / "run", "fusion", changes=changes)
     assert not (tmp_path / "run").exists()
+
+
+def test_events_of_some_records_say_what_they_lack(tmp_path):
+    met = [f"{side}{i}" for i in range(10) for side in "lr"]  # on both sides of the first ten pairs
+    seen = [(u, item) for u in range(12) for item in (*met[u % 2 :: 2], "x1")] + [(1, "r30")]
+    lines = "".join(f"u{user},{item},view,2024-01-01\n" for user, item in seen)
+    (tmp_path / "events.csv").write_text("user,item,kind,time\n" + lines)
+    model = train_fusion(PAIRS, tmp_path / "run", **NONE, events=str(tmp_path / "events.csv"), head="linear")
+    said = "25% of the validation pairs: 1 items have too few shoppers, 12 events name no record of the data"
+    assert model.run["notes"] == [f"behaviour is known for {said}"]
+    assert np.isnan(model.measure(PAIRS["test"])["met alike"][10:]).all()
+    assert load_model(tmp_path / "run").known.behaviour.unknown == 12
 
 
 def test_events_about_nothing(tmp_path):
