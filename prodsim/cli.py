@@ -405,6 +405,7 @@ STORED = {  # kind of result → module, what lists them, what recomputes one an
     "faults": ("prodsim.quality.faults", "results_of", "fault_differences"),
     "dimensions": ("prodsim.similarity.worth", "stored_worth", "worth_differences"),
     "relations": ("prodsim.similarity.relations", "stored_relations", "relation_differences"),
+    "words": ("prodsim.similarity.explanation", "stored_words", "word_differences"),
 }
 
 
@@ -1146,7 +1147,7 @@ def _dimensions(
     split: Annotated[
         str, typer.Option(help="whose pairs are scored; a registered test: a line in the ledger")
     ] = "valid",
-    seed: Annotated[int, typer.Option(min=0, help="of trees and folds")] = 0,
+    seed: Annotated[str, typer.Option(help="of trees and folds; several by commas, as in 0,1,2")] = "0",
     meaning: Annotated[Path | None, typer.Option(help="folder of a trained bi-encoder, to be weighed on valid")] = None,
     interaction: Annotated[Path | None, typer.Option(help="folder of a trained cross-encoder, say; likewise")] = None,
     as_json: Json = False,
@@ -1162,24 +1163,52 @@ def _dimensions(
         ]
         _print_json({"dimensions": rows}) if as_json else _print_table(rows, ["dimension", "group", "needs", "about"])
         return
-    result = store_worth(data, split, seed, meaning, interaction)
+    seeds = [int(s) if s.strip().isdigit() else None for s in seed.split(",")]
+    if None in seeds or len(set(seeds)) < len(seeds):
+        raise ProdsimError(f"--seed {seed}: different whole numbers with commas between them, as in 0,1,2")
+    results = store_worth(data, split, seeds, meaning, interaction)
     if as_json:
-        _print_json(result)
+        _print_json(results[0] if len(results) == 1 else {"results": results})
         return
+    for result in results:
+        _print_worth(result)
+
+
+def _print_worth(result: dict) -> None:
     fusion, rows = result["metrics"]["fusion"], []
     for n in result["known"]:
         gain = result["metrics"][f"without {n}"]["fusion_gain"]
-        row = {
-            "dimension": n,
-            "known": result["known"][n],
-            "alone": result["metrics"][f"only {n}"]["average_precision"],
-        }
+        alone = result["metrics"][f"only {n}"]["average_precision"]
+        row = {"dimension": n, "known": result["known"][n], "alone": alone}
         rows.append(row | {"missed": gain["difference"], "from": gain["low"], "to": gain["high"]})
     _print_table(rows, list(rows[0]))
     for n, why in result["missing"].items():
         print(f"{n}: {why}")
     said = "F1 {f1:.3f}, average precision {average_precision:.3f}, log loss {log_loss:.3f}, ECE {ece:.3f}"
     print(f"{result['name']}: " + said.format(**fusion))
+    if "published" in result["metrics"]:
+        published = result["metrics"]["published"]
+        print("the encoder as published in its place: " + said.format(**published))
+
+
+@app.command("words")
+def _words(
+    model: Model,
+    data: Data,
+    split: Annotated[str, typer.Option(help="whose pairs are read; a registered test: a line in the ledger")] = "valid",
+    pairs: Annotated[int, typer.Option(min=4, help="half of them called matches, half the likeliest others")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="of pairs and draws")] = 0,
+    as_json: Json = False,
+) -> None:
+    "Test whether the words that a cross-encoder names carry its verdicts: deleted, against as many at random; stored."
+    from prodsim.similarity.explanation import store_words
+
+    result = store_words(model, data, split, pairs, seed)
+    if as_json:
+        _print_json(result)
+        return
+    rows = [{"verdict": name, **row} for name, row in result["metrics"].items()]
+    _print_table(rows, list(rows[0]))
 
 
 @app.command("bench-dimensions")
@@ -1204,12 +1233,25 @@ def _bench_dimensions(
 def _relations(
     folder: Annotated[Path | None, typer.Option(help="of onlineretail.rda; default: fetched")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of the pairs that are drawn")] = 0,
+    sheet: Annotated[Path | None, typer.Option(help="only write .csv of pairs for a reader to judge")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="such a sheet with a column relation; default: the stored")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    "Measure on real orders which dimensions of eight months foretell the baskets of the next four; stored."
-    from prodsim.similarity.relations import run_relations
+    "Which dimensions of eight months foretell the baskets of the next four, and separate judged relations; stored."
+    from prodsim.core import atomic_file
+    from prodsim.similarity.relations import read_retail, relation_sheet, run_relations
 
-    result = run_relations(folder, seed)
+    if sheet is not None:
+        if sheet.suffix != ".csv":
+            raise ProdsimError(f"--sheet {sheet}: write .csv")
+        drawn = relation_sheet(*read_retail(folder), seed=seed)
+        with atomic_file(sheet) as path:
+            drawn.to_csv(path, index=False)
+        print(f"{sheet}: {len(drawn)} pairs; add a column relation: substitute, complement or neither")
+        return
+    result = run_relations(folder, seed, labels)
     if as_json:
         _print_json(result)
         return

@@ -5,15 +5,19 @@
 # %% auto #0
 __all__ = ['read_attributes', 'one_pair', 'attribute_table', 'smallest_flip', 'attribute_flips', 'explain_pairs',
            'explanation_text', 'plot_explanation', 'cross_encoder_of', 'word_attributions', 'faithfulness',
-           'model_importance']
+           'word_deletions', 'word_metrics', 'store_words', 'stored_words', 'word_differences', 'model_importance']
 
 # %% ../../nbs/similarity/40_explanation.ipynb #4c8f93cf
+import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from scipy import special, stats
 
 from ..comparisons import comparison_group
-from ..core import ProdsimError
+from ..core import ProdsimError, disagreements, provenance, results_folder, stored_results, stored_table
+from ..core import write_json, write_table
 from .dimensions import all_dimensions
 
 # %% ../../nbs/similarity/40_explanation.ipynb #1c243de5
@@ -270,8 +274,8 @@ def cross_encoder_of(model):  # the first cross-encoder in a model, or None
 def word_attributions(
     model,  # of kind cross
     pair: pd.DataFrame,  # one row
-    steps: int = 32,  # of the integral
-) -> dict:  # words: side, word, value; difference of log-odds to the empty texts; gap of completeness; complete
+    steps: int = 32,  # of the integral; doubled up to eight times as many while the account is not complete
+) -> dict:  # words: side, word, value; difference of log-odds to the empty texts; gap of completeness; complete; steps
     """Integrated gradients of the words of both sides (Sundararajan, Taly & Yan 2017), by captum.
 
     Raises ProdsimError for a model of another kind and without captum."""
@@ -306,10 +310,15 @@ def word_attributions(
         return reader(input_ids=tokens, **more).logits[:, 0]
 
     gradients = LayerIntegratedGradients(logit, reader.get_input_embeddings())
-    value = gradients.attribute(ids, empty, n_steps=steps, internal_batch_size=16)
-    value = value.sum(dim=-1)[0].detach().cpu().numpy()
     with torch.no_grad():
         difference = float(logit(ids)[0] - logit(empty)[0])
+    allowed = 0.05 * max(1.0, abs(difference))
+    for tried in (steps, 2 * steps, 4 * steps, 8 * steps):
+        value = gradients.attribute(ids, empty, n_steps=tried, internal_batch_size=16)
+        value = value.sum(dim=-1)[0].detach().cpu().numpy()
+        gap = float(abs(value.sum() - difference))
+        if gap <= allowed:
+            break
     words: list[dict] = []
     for v, (start, end), side in zip(value, offsets, sides, strict=True):
         if side is None:
@@ -320,8 +329,8 @@ def word_attributions(
             words.append({"side": ("left", "right")[side], "word": "", "value": 0.0})
         words[-1]["word"] += text[start:end]
         words[-1]["value"] += float(v)
-    gap = float(abs(value.sum() - difference))
-    return {"words": words, "difference": difference, "gap": gap, "complete": gap <= 0.05 * max(1.0, abs(difference))}
+    told = {"words": words, "difference": difference, "gap": gap, "complete": gap <= allowed}
+    return told | {"steps": tried}
 
 # %% ../../nbs/similarity/40_explanation.ipynb #5103fa64
 def faithfulness(
@@ -347,6 +356,133 @@ def faithfulness(
     gain = float(difference.mean())
     told = {"named": float(falls[0].mean()), "random": float(falls[1].mean()), "gain": gain}
     return told | {"low": gain - half, "high": gain + half}
+
+# %% ../../nbs/similarity/40_explanation.ipynb #5e8a0401
+def _pair_logits(model, lefts: list[str], rights: list[str]) -> np.ndarray:
+    import torch
+
+    reader, tokenizer = model.encoder.model.eval(), model.encoder.tokenizer
+    read = tokenizer(
+        lefts, rights, truncation=True, max_length=tokenizer.model_max_length, padding=True, return_tensors="pt"
+    ).to(next(reader.parameters()).device)
+    with torch.no_grad():
+        return reader(**read).logits[:, 0].float().cpu().numpy()
+
+
+def word_deletions(
+    model,  # of kind cross, with a threshold
+    pairs: pd.DataFrame,  # columns left_<attribute>, right_<attribute>
+    steps: int = 32,  # of the integral
+    share: float = 0.2,  # of the words that is deleted
+    draws: int = 8,  # of as many words at random
+    seed: int = 0,  # of the draws
+) -> tuple[pd.DataFrame, list[dict]]:  # one row a pair: match, words, deleted, complete, named, random; the accounts
+    """Deletion test of a cross-encoder's words: how far the log-odds of its verdict fall without those that it names,
+    and without as many at random. Raises ProdsimError for a model of another kind or without a threshold."""
+    if model.kind == "cross" and model.threshold is None:
+        raise ProdsimError("the cross-encoder has no threshold: there is no verdict whose words could be asked for")
+    rng, rows, accounts = np.random.default_rng(seed), [], []
+    for i in range(len(pairs)):
+        account = word_attributions(model, pairs.iloc[[i]], steps)
+        words, accounts = account["words"], [*accounts, account]
+        texts = {side: t[0] for side, t in zip(("left", "right"), model.pair_texts(pairs.iloc[[i]]), strict=True)}
+        match = bool(model.score(pairs.iloc[[i]])[0] >= model.threshold)
+        value = np.array([w["value"] for w in words]) * (1 if match else -1)  # for the verdict
+        k = max(1, round(share * len(words)))
+        gone = [np.argsort(-value, kind="stable")[:k], *(rng.permutation(len(words))[:k] for _ in range(draws))]
+        kept = [{side: [] for side in texts} for _ in gone]
+        for some, at in zip(kept, gone, strict=True):
+            for j in set(range(len(words))) - set(at.tolist()):
+                some[words[j]["side"]].append(words[j]["word"])
+        # What was cut off at the model's length stays cut off: only words that were read are put together again.
+        sides = [[" ".join(w["word"] for w in words if w["side"] == s), *(" ".join(k[s]) for k in kept)] for s in texts]
+        falls = _pair_logits(model, *sides)
+        falls = (falls[0] - falls[1:]) * (1 if match else -1)
+        row = {"match": match, "words": len(words), "deleted": k, "complete": account["complete"]}
+        rows.append(row | {"named": float(falls[0]), "random": float(falls[1:].mean())})
+    return pd.DataFrame(rows), accounts
+
+
+def word_metrics(
+    table: pd.DataFrame,  # of `word_deletions`
+) -> (
+    dict
+):  # for all pairs, verdicts "match" and "no match": pairs, named, random, gain with its 95 % interval, complete
+    "What a deletion test of words comes to; intervals by Student's t over pairs."
+    out = {}
+    for name, at in (("all", table["match"] >= 0), ("match", table["match"] == 1), ("no match", table["match"] == 0)):
+        part = table[at]
+        gain = part["named"] - part["random"]
+        half = stats.t.ppf(0.975, max(len(gain) - 1, 1)) * gain.std(ddof=1) / np.sqrt(len(gain))
+        row = {"pairs": len(part), "named": part["named"].mean(), "random": part["random"].mean()}
+        row |= {"gain": gain.mean(), "low": gain.mean() - half, "high": gain.mean() + half}
+        out[name] = {k: float(v) for k, v in (row | {"complete": part["complete"].mean()}).items()}
+    return out
+
+
+def store_words(
+    folder: str | Path,  # of a trained cross-encoder, or of a model that holds one
+    data: str,  # pairs that it did not learn from: a registered name or a path
+    split: str = "valid",  # a look at a registered test split goes into the ledger
+    count: int = 100,  # pairs: half of them called matches, half the likeliest of the others
+    seed: int = 0,  # of the pairs and draws
+) -> dict:  # what was stored
+    "Test whether a cross-encoder's words carry its verdicts, and store it among the results (`prodsim words`)."
+    from prodsim.data import load_pairs
+    from prodsim.encoders import load_model
+    from prodsim.evidence import note_look
+    from prodsim.registry import is_registered
+
+    pairs, model = load_pairs(data), cross_encoder_of(load_model(folder))
+    if model is None:
+        raise ProdsimError(f"{folder} holds no cross-encoder: there are no words to ask for")
+    if split not in pairs:
+        raise ProdsimError(f"{data} has no split {split!r}: it has {', '.join(pairs)}")
+    if split == "test" and is_registered(data):
+        note_look(data, f"words of {folder}", "are the words of a cross-encoder true of it")
+    frame = pairs[split].to_pandas()
+    scores = np.asarray(model.score(frame), dtype=float)
+    above, below = np.flatnonzero(scores >= model.threshold), np.flatnonzero(scores < model.threshold)
+    chosen = np.random.default_rng(seed).permutation(above)[: count // 2]
+    chosen = np.concatenate([chosen, below[np.argsort(-scores[below], kind="stable")][: count - len(chosen)]])
+    asked = frame.iloc[chosen].reset_index(drop=True)
+    table, accounts = word_deletions(model, asked, seed=seed)
+    told = asked[["left_id", "right_id", "label"]].assign(score=scores[chosen].round(5))
+    name = re.sub(r"[^\w.-]+", "-", data) + ".words"
+    where, file = results_folder() / "similarity", f"{name}.pairs.csv.gz"
+    numbers = {"match": table["match"].astype(int), "complete": table["complete"].astype(int)}
+    write_table(where / file, pd.concat([told, table.assign(**numbers).round(5)], axis=1))
+    shown = [0, 1, count // 2, count // 2 + 1]  # of each verdict two, as they were drawn
+    examples = [
+        {
+            "left": asked.iloc[i][f"left_{read_attributes(model)[0]}"],
+            "right": asked.iloc[i][f"right_{read_attributes(model)[0]}"],
+            "label": int(asked["label"][i]),
+            "match": bool(table["match"][i]),
+            "words": accounts[i]["words"],
+        }
+        for i in shown
+        if i < len(asked)
+    ]
+    result = {"name": name, "data": data, "split": split, "seed": seed, "pairs": len(table), "pairs_file": file}
+    result |= {"command": f"prodsim words {folder} {data} --split {split} --pairs {count} --seed {seed}"}
+    result |= {"model": {k: model.run.get(k) for k in ("kind", "arguments", "valid", "revision", "seconds")}}
+    result |= {"metrics": word_metrics(stored_table(result, where / file)), "examples": examples, **provenance()}
+    write_json(where / f"{name}.json", result)
+    return result
+
+
+def stored_words() -> list[dict]:  # one per data set
+    "Stored tests of words."
+    return stored_results("similarity", "*.words.json")
+
+
+def word_differences(
+    result: dict,  # one of `stored_words()`
+) -> list[str]:  # empty if all is well
+    "Stored numbers that do not follow from the stored pairs."
+    table = stored_table(result, results_folder() / "similarity" / result["pairs_file"])
+    return disagreements(result["name"], result["metrics"], word_metrics(table))
 
 # %% ../../nbs/similarity/40_explanation.ipynb #68c24efc
 def model_importance(

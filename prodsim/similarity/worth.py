@@ -106,10 +106,10 @@ def worth_metrics(
 def store_worth(
     data: str,  # a registered name, a path or a shop
     split: str = "test",  # a look at a registered test split goes into the ledger
-    seed: int = 0,  # of trees and folds
+    seeds: Iterable[int] = (0,),  # of trees and folds; pairs are measured once
     meaning: str | Path | None = None,  # folder of a trained bi-encoder; None: as published
     interaction: str | Path | None = None,  # folder of a trained model that reads both records; None: none
-) -> dict:  # what was stored
+) -> list[dict]:  # what was stored, seed by seed
     """Measure what dimensions are worth on a data set and store it among the results (`prodsim dimensions`).
 
     With a trained model, beside the same fusion with the encoder as published. Raises ProdsimError for a missing
@@ -117,14 +117,19 @@ def store_worth(
     pairs = load_pairs(data)
     if lacking := [s for s in ("train", "valid", split) if s not in pairs]:
         raise ProdsimError(f"{data} has no split {lacking[0]!r}: it has {', '.join(pairs)}")
+    seeds = tuple(seeds)
     folders = {"meaning": meaning, "interaction": interaction}
     folders = {part: str(folder) for part, folder in folders.items() if folder is not None}
     fusion_arguments(**folders)
     for folder in folders.values():
         check_taught(folder, pairs)
-    name = re.sub(r"[^\w.-]+", "-", data) + ".trained" * bool(folders) + f".{split}.seed{seed}"
+    name = re.sub(r"[^\w.-]+", "-", data) + ".trained" * bool(folders) + f".{split}"
     if split == "test" and is_registered(data):
-        note_look(data, f"dimensions {name}", "worth of dimensions; head and best dimension chosen on validation pairs")
+        note_look(
+            data,
+            f"dimensions {name}, seeds {', '.join(map(str, seeds))}",
+            "worth of dimensions; head and best dimension chosen on validation pairs",
+        )
     known = learn_known(pairs)
     known.encoder = pretrained(names=known.comparer.texts)
     tables = {s: measure_dimensions(pairs[s], known) for s in dict.fromkeys(("train", "valid", split))}
@@ -141,18 +146,33 @@ def store_worth(
             if s != "train":  # what a model says of the pairs that taught it is no measure
                 tables[s] = tables[s].join(measure_dimensions(pairs[s], known, folders))
         tables["train"].attrs = published["train"].attrs
-    scores, facts = worth_scores(tables, labels, known, split, seed, folders, published)
+    return [
+        _stored_worth(
+            f"{name}.seed{seed}",
+            data,
+            pairs,
+            split,
+            seed,
+            folders,
+            worth_scores(tables, labels, known, split, seed, folders, published),
+        )
+        for seed in seeds
+    ]
+
+
+def _stored_worth(name, data, pairs, split, seed, folders, scored) -> dict:
+    scores, facts = scored
     told = {k: list(pairs[split][k]) for k in ("left_id", "right_id", "label")}
     folder, file = results_folder() / "similarity", f"{name}.scores.csv.gz"
     write_table(folder / file, pd.concat([pd.DataFrame(told), scores], axis=1))
     result = {"name": name, "data": data, "split": split, "seed": seed, "pairs": len(scores), **facts}
-    given = "".join(f" --{part} {folder}" for part, folder in folders.items())
+    given = "".join(f" --{part} {path}" for part, path in folders.items())
     result |= {"command": f"prodsim dimensions {data} --split {split} --seed {seed}{given}", "scores_file": file}
     if folders:
-        told = ("kind", "arguments", "valid", "revision", "seconds")
-        result["trained"] = {part: {k: read_run(f).get(k) for k in told} for part, f in folders.items()}
+        noted = ("kind", "arguments", "valid", "revision", "seconds")
+        result["trained"] = {part: {k: read_run(path).get(k) for k in noted} for part, path in folders.items()}
     result |= {"settings": {"trees": FUSION_TREES, "rounds": FUSION_ROUNDS}, "data_hash": data_hash(pairs)}
-    result |= {"metrics": worth_metrics(scores, labels[split], facts), **provenance()}
+    result |= {"metrics": worth_metrics(scores, np.asarray(pairs[split]["label"]), facts), **provenance()}
     write_json(folder / f"{name}.json", result)
     return result
 

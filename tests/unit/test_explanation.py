@@ -22,7 +22,10 @@ from prodsim.similarity.explanation import (
     one_pair,
     read_attributes,
     smallest_flip,
+    stored_words,
     word_attributions,
+    word_deletions,
+    word_differences,
 )
 from prodsim.similarity.fusion import HEADS, train_fusion
 
@@ -129,6 +132,37 @@ def test_bi_encoder_and_words_of_a_cross_encoder(tiny_model):
         assert said == TEST[f"{side}_title"].iloc[0].split()
     with pytest.raises(ProdsimError, match="this model is of kind bi"):
         word_attributions(bi, TEST.iloc[[0]])
+
+
+def test_words_are_deleted_and_the_test_is_stored(runs, tiny_model, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("captum")
+    from prodsim.core import results_folder, stored_table
+    from prodsim.encoders import pretrained, save_model
+
+    cross = pretrained(tiny_model, "cross", names=("title",))
+    with pytest.raises(ProdsimError, match="no threshold: there is no verdict"):
+        word_deletions(cross, TEST.iloc[:1])
+    cross.threshold = float(np.median(cross.score(TEST)))
+    save_model(cross, tmp_path / "cross")
+    save_pairs(PAIRS, tmp_path / "pairs")
+    monkeypatch.setenv("PRODSIM_RESULTS", str(tmp_path / "results"))
+    call = ["words", str(tmp_path / "cross"), str(tmp_path / "pairs"), "--pairs", "16"]
+    assert main(call) == 0 and "no match" in capsys.readouterr().out
+    (result,) = stored_words()
+    assert word_differences(result) == [] and result["split"] == "valid" and len(result["examples"]) == 4
+    table = stored_table(result, results_folder() / "similarity" / result["pairs_file"])
+    assert list(table["match"]) == [1] * 8 + [0] * 8 and (table["complete"] == 1).all()
+    assert (table["deleted"] == np.maximum(1, np.round(0.2 * table["words"]))).all()
+    assert table["named"].mean() > table["random"].mean()
+    for example in result["examples"]:
+        said = [w["word"] for w in example["words"] if w["side"] == "left"]
+        assert said == example["left"].split()
+    result["metrics"]["all"]["gain"] += 0.001
+    assert len(word_differences(result)) == 1
+    assert main([*call[:1], str(runs[0] / "trees"), *call[2:]]) == 2
+    assert "holds no cross-encoder: there are no words" in capsys.readouterr().err
+    assert main([*call, "--split", "later"]) == 2
+    assert "has no split 'later'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,13 @@ from prodsim.similarity import relations
 from prodsim.similarity.relations import (
     foretold,
     foretold_metrics,
+    judged_dimensions,
+    judged_metrics,
     learn_relations,
+    read_relations,
     read_retail,
     relation_differences,
+    relation_sheet,
     stored_relations,
 )
 
@@ -41,7 +45,9 @@ def test_another_relation_is_refused():
         learn_relations(x, np.where(kind == "neither", "rival", kind), x, kind, GROUPS)
 
 
-def test_baskets_that_repeat_are_foretold():
+@pytest.fixture(scope="module")
+def year():
+    "Items 2k and 2k + 1 go into one basket; items k and k + 2 of a group of four are of one kind."
     rng = np.random.default_rng(0)
     rows = []
     for day in range(300):
@@ -52,11 +58,40 @@ def test_baskets_that_repeat_are_foretold():
     events = pd.DataFrame(rows, columns=["user", "item", "kind", "day"])
     events = events.assign(time=pd.Timestamp("2024-01-01") + pd.to_timedelta(events.pop("day"), unit="D"))
     items = pd.DataFrame({"id": sorted(events["item"].unique())})
-    items = items.assign(title=["thing " + i for i in items["id"]], price=1.0)
-    table = foretold(events, items, pairs=40, least=5)
+    number = items["id"].str[1:].astype(int)
+    return events, items.assign(title=[f"kind{n // 4 * 2 + n % 2} shade{n}" for n in number], price=1.0)
+
+
+def test_baskets_that_repeat_are_foretold(year):
+    table = foretold(*year, pairs=40, least=5)
     metrics = foretold_metrics(table)
     assert table["together"].sum() >= 5 and metrics["same basket"]["average_precision"] > 0.9
     assert metrics["price"]["average_precision"] < 0.6
+
+
+def test_judged_relations_are_separated(year, tmp_path):
+    sheet = relation_sheet(*year, sizes=(12, 20, 40), least=5)
+    assert set(sheet["source"]) == {"basket", "titles", "random"}
+    assert not sheet.duplicated(["left_id", "right_id"]).any() and (sheet["left_id"] < sheet["right_id"]).all()
+    with pytest.raises(ProdsimError, match="sheet.csv: no sheet of judged pairs"):
+        read_relations(tmp_path / "sheet.csv")
+    sheet.to_csv(tmp_path / "sheet.csv", index=False)
+    with pytest.raises(ProdsimError, match="no column 'relation'"):
+        read_relations(tmp_path / "sheet.csv")
+    a, b = (sheet[f"{side}_id"].str[1:].astype(int) for side in ("left", "right"))
+    relation = np.where(
+        a ^ 1 == b, "complement", np.where((a // 4 == b // 4) & (a % 2 == b % 2), "substitute", "neither")
+    )
+    sheet.assign(relation=np.where(sheet.index == 3, "rival", relation)).to_csv(tmp_path / "sheet.csv", index=False)
+    with pytest.raises(ProdsimError, match="sheet.csv, line 5: relation 'rival': it is one of"):
+        read_relations(tmp_path / "sheet.csv")
+    sheet.assign(relation=relation).to_csv(tmp_path / "sheet.csv", index=False)
+    table = judged_dimensions(read_relations(tmp_path / "sheet.csv"), *year, least=5, folds=3)
+    metrics = judged_metrics(table)
+    assert metrics["pairs"] == table["relation"].value_counts().to_dict()
+    assert metrics["same basket"]["substitute over complement"]["roc_auc"] < 0.2
+    assert metrics["title words"]["substitute over complement"]["roc_auc"] > 0.8
+    assert metrics["fused: complement"]["complement over the rest"]["roc_auc"] > 0.8
 
 
 def test_retail_reads_what_is_sold(tmp_path):
@@ -80,6 +115,8 @@ def test_committed_numbers_follow_from_their_pairs():
     (result,) = stored_relations()
     assert not relation_differences(result)
     changed = {**result, "metrics": {**result["metrics"], "price": {**result["metrics"]["price"], "known": 0.5}}}
+    assert len(relation_differences(changed)) == 1
+    changed = {**result, "judged": {**result["judged"], "pairs": {}}}
     assert len(relation_differences(changed)) == 1
     with pytest.raises(ProdsimError, match="missing or unreadable; run: prodsim relations"):
         relations.relation_pairs({**result, "pairs_file": "none.csv.gz"})

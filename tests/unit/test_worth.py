@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from little_shop import little_pairs
 
+from prodsim.comparisons import train_comparisons
 from prodsim.core import ProdsimError
 from prodsim.data import save_pairs
 from prodsim.similarity import worth
@@ -37,7 +38,7 @@ def test_stored_and_recomputed(tmp_path, monkeypatch):
     monkeypatch.setenv("PRODSIM_LEDGER", str(tmp_path / "ledger.jsonl"))
     monkeypatch.setattr(worth, "pretrained", lambda names: None)
     save_pairs(PAIRS, tmp_path / "pairs")
-    result = worth.store_worth(str(tmp_path / "pairs"), "test")
+    result = worth.store_worth(str(tmp_path / "pairs"), "test")[0]
     assert not (tmp_path / "ledger.jsonl").exists()  # a folder of your own is no registered set
     (again,) = stored_worth()
     assert again == json.loads(json.dumps(result, default=float)) and worth_differences(again) == []
@@ -49,6 +50,24 @@ def test_stored_and_recomputed(tmp_path, monkeypatch):
         worth_differences(again)
     with pytest.raises(ProdsimError, match="has no split 'later'"):
         worth.store_worth(str(tmp_path / "pairs"), "later")
+
+
+def test_a_trained_model_is_weighed_beside_the_fusion_without_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRODSIM_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr(worth, "pretrained", lambda names: None)
+    save_pairs(PAIRS, tmp_path / "pairs")
+    train_comparisons(str(tmp_path / "pairs"), tmp_path / "judge", rounds=20, vocabulary="known")
+    results = worth.store_worth(str(tmp_path / "pairs"), "test", (0, 1), interaction=tmp_path / "judge")
+    assert [r["name"].rsplit(".trained.")[1] for r in results] == ["test.seed0", "test.seed1"]
+    assert results[0]["against"] == ["only interaction", "published"] and "interaction" in results[0]["known"]
+    for stored in stored_worth():
+        assert worth_differences(stored) == []
+        gains = {s for s, row in stored["metrics"].items() if "fusion_gain" in row}
+        assert {"published", "only interaction", "without interaction"} <= gains
+        table = stored_probabilities(stored)
+        assert np.allclose(table["published"], table["without interaction"], atol=1e-5)  # nothing else was taught
+        assert stored["trained"]["interaction"]["kind"] == "comparisons"
+        assert stored["command"].endswith(f"--interaction {tmp_path / 'judge'}")
 
 
 def test_committed_results_follow_from_their_scores():
