@@ -199,6 +199,8 @@ class TokenStates:
         from tqdm import tqdm
 
         keys = np.array([int.from_bytes(blake2b(t.encode(), digest_size=8).digest(), "big") for t in texts], np.uint64)
+        if known is not None and np.array_equal(known.keys, keys):
+            return known  # nothing is copied out of its file
         held = {} if known is None else {k: i for i, k in enumerate(known.keys.tolist())}
         rows = {k: known.of(i) for k, i in held.items()}
         new = {k: t for k, t in zip(keys.tolist(), texts, strict=True) if k not in rows}

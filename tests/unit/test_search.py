@@ -347,6 +347,7 @@ def test_kept_states_say_what_reading_anew_says(tmp_path, tiny_model):
     assert kept.score(asked, np.array([6]))[0] == 0 and len(kept.score(asked, np.zeros(0, int))) == 0
     kept.save(tmp_path / "states")
     opened = TokenStates.load(tmp_path / "states", reader)
+    assert TokenStates.build(texts, reader, opened) is opened and isinstance(opened.states, np.memmap)
     read = []
     reader.model.fast().register_forward_pre_hook(lambda module, args: read.append(len(args[0]["input_ids"])))
     more = TokenStates.build(["new lamp", *reversed(texts)], reader, opened)
