@@ -566,7 +566,7 @@ def usual_curve(
     kept = work / "checkpoint.pt"
     left, right = ours.pair_texts(pairs["train"])
     labels, valid = [float(y) for y in pairs["train"]["label"]], ours.pair_texts(pairs["valid"])
-    truth = np.asarray(pairs["valid"]["label"])
+    truth = np.asarray(pairs["valid"]["label"][:])
     score = lambda: replace(ours, _fast=None).score_texts(*valid)  # noqa: E731
     if system == USUAL[0]:
         optimizer, done = torch.optim.AdamW(encoder.model.parameters(), lr=2e-5), 0

@@ -402,7 +402,7 @@ def right_pool(
     "The different right-hand records of all splits, in order of first appearance."
     names, parts = attributes(pairs), []
     for split in pairs.values():
-        columns = {n: [v or None for v in split[f"right_{n}"]] for n in names}
+        columns = {n: [v or None for v in split[f"right_{n}"][:]] for n in names}
         parts.append(pd.DataFrame(columns, index=pd.Index(record_ids(split, "right"), name="id"), dtype=object))
     whole = pd.concat(parts)
     return whole[~whole.index.duplicated()]
@@ -416,7 +416,7 @@ def match_queries(
     "The matches of a split as queries. Raises ProdsimError if there is no such split or no match in it."
     if split not in pairs:
         raise ProdsimError(f"no split {split!r}; there is {', '.join(pairs)}")
-    rows = pairs[split].select(np.flatnonzero(np.asarray(pairs[split]["label"]) == 1))
+    rows = pairs[split].select(np.flatnonzero(np.asarray(pairs[split]["label"][:]) == 1))
     if not len(rows):
         raise ProdsimError(f"the split {split} has no match to search for")
     columns = {n: [v or None for v in rows[f"left_{n}"]] for n in attributes(pairs)}

@@ -290,7 +290,7 @@ def comparison_group(
 
 
 def _known_values(pairs, name: str, sides: tuple[str, ...] = ("left", "right")) -> list[str | None]:
-    return [v if v is not None and v == v and v != "" else None for s in sides for v in pairs[f"{s}_{name}"]]
+    return [v if v is not None and v == v and v != "" else None for s in sides for v in pairs[f"{s}_{name}"][:]]
 
 
 def _side_texts(pairs, side: str, name: str) -> list[str]:
@@ -452,7 +452,7 @@ def train_comparisons(
             return load_comparisons(out)
     started = time.perf_counter()
     comparer = Comparer.fit(pairs, names, tuple(filter(None, drop.split(","))))
-    labels = {s: np.asarray(pairs[s]["label"]) for s in ("train", "valid")}
+    labels = {s: np.asarray(pairs[s]["label"][:]) for s in ("train", "valid")}
     new, tried = comparer.compare(pairs["valid"]), {}
     for words_of in VOCABULARIES[1:] if vocabulary == "auto" else (vocabulary,):
         vectors = comparer.compare(pairs["train"]) if words_of == "known" else held_out_vectors(comparer, pairs, seed)

@@ -46,7 +46,7 @@ def line_curve(
     shared = [n for n in search.names if f"left_{n}" in part.column_names and f"right_{n}" in part.column_names]
     if not shared:
         raise ProdsimError(f"the pairs have none of the catalogue's attributes {', '.join(search.names)}")
-    labels = np.asarray(part["label"])
+    labels = np.asarray(part["label"][:])
     if len(set(labels.tolist())) < 2:
         raise ProdsimError("the line needs pairs that match and pairs that do not")
     sides = [search.embed([v or "" for v in part[f"{side}_{shared[0]}"]]) for side in ("left", "right")]

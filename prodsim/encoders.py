@@ -349,7 +349,7 @@ class PairModel:
 
 def _side_columns(pairs: Dataset | pd.DataFrame, side: str, names: Iterable[str]) -> dict[str, list]:
     columns = pairs.columns if isinstance(pairs, pd.DataFrame) else pairs.column_names
-    return {a: list(pairs[f"{side}_{a}"]) for a in names if f"{side}_{a}" in columns}
+    return {a: list(pairs[f"{side}_{a}"][:]) for a in names if f"{side}_{a}" in columns}
 
 
 def pretrained(
@@ -656,9 +656,9 @@ def pair_weights(
     "What each training pair counts, as repair of labels writes it. Raises ProdsimError for weights that are none."
     if "weight" not in train.column_names:
         return None
-    weights = np.array([np.nan if w is None else w for w in train["weight"]], dtype=np.float64)
+    weights = np.array([np.nan if w is None else w for w in train["weight"][:]], dtype=np.float64)
     wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
-    heard = set(np.asarray(train["label"])[weights > 0])
+    heard = set(np.asarray(train["label"][:])[weights > 0])
     if len(wrong) or len(heard) < 2:
         where = f"row {wrong[0]}: {train['weight'][int(wrong[0])]}" if len(wrong) else "a class has none above 0"
         raise ProdsimError(

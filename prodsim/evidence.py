@@ -56,13 +56,13 @@ def evaluate(
         if "valid" not in pairs:
             raise ProdsimError("the model has no threshold and the data no split valid to choose one on")
         threshold, chosen_on = (
-            best_threshold(np.asarray(pairs["valid"]["label"]), model.score(pairs["valid"])),
+            best_threshold(np.asarray(pairs["valid"]["label"][:]), model.score(pairs["valid"])),
             "valid (now)",
         )
     started = time.perf_counter()
     scores = np.asarray(model.score(pairs[split], progress=progress), dtype=np.float32)  # as they are stored
     seconds = time.perf_counter() - started
-    metrics = report(np.asarray(pairs[split]["label"]), scores, threshold, seen_status(pairs, split), n_resamples, seed)
+    metrics = report(np.asarray(pairs[split]["label"][:]), scores, threshold, seen_status(pairs, split), n_resamples, seed)
     return {**metrics, "split": split, "threshold_from": chosen_on, "pairs_per_second": len(scores) / seconds}, scores
 
 # %% ../nbs/60_evidence.ipynb #9282648b
@@ -82,7 +82,7 @@ def store(
     hashes = data_hash(pairs)
     pairs_file = f"pairs/{_slug(about['data'])}.{split}.{hashes[split][:12]}.csv.gz"
     if not (folder / pairs_file).exists():
-        table = pd.DataFrame({k: list(pairs[split][k]) for k in ("left_id", "right_id", "label")})
+        table = pd.DataFrame({k: list(pairs[split][k][:]) for k in ("left_id", "right_id", "label")})
         write_table(folder / pairs_file, table.assign(seen=seen_status(pairs, split)))
     scores_file = f"scores/{_slug(name)}.csv.gz"
     write_table(

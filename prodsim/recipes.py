@@ -205,7 +205,7 @@ def train_stack(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ProdsimError(f"recipe {name} trains in one process: start it without torchrun")
     pairs, noted = training_pairs(data, names, seed)
-    labels = np.asarray(pairs["valid"]["label"])
+    labels = np.asarray(pairs["valid"]["label"][:])
     check_classes(labels)
     records = sum(len(set(pairs["train"][f"{side}_id"])) for side in ("left", "right"))
     plan = {}
@@ -268,7 +268,7 @@ def _member_of(path: Path, plan: dict, noted: dict) -> str:
 
 def _weigh(members: dict, valid: Dataset, arguments: dict, taken: list[str]) -> StackedModel:
     "The stack of trained members, its head and threshold from validation pairs, and the account of it."
-    labels, seed = np.asarray(valid["label"]), arguments["seed"]
+    labels, seed = np.asarray(valid["label"][:]), arguments["seed"]
     runs = {member: model.run for member, model in members.items()}
     started = time.perf_counter()
     said = opinions(members, valid)

@@ -240,7 +240,7 @@ class Validation(BaseEvaluator):
         super().__init__()
         self.model, self.primary_metric = model, metric
         self.left, self.right = model.pair_texts(pairs)
-        self.labels = np.asarray(pairs["label"])
+        self.labels = np.asarray(pairs["label"][:])
         self.scores: dict[int, np.ndarray] = {}  # of each evaluation, by the step of it
 
     def __call__(self, encoder, steps: int = -1, **ignored) -> dict[str, float]:

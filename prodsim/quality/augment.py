@@ -867,7 +867,7 @@ def augment_pairs(
         raise ProdsimError(f"copies={copies} and negatives={negatives} must not be below 0")
     rng = np.random.default_rng(seed)
     names = attributes(pairs)
-    columns = {c: list(pairs[c]) for c in pairs.column_names}
+    columns = {c: list(pairs[c][:]) for c in pairs.column_names}
     sides = {s: _records(columns, s, names) for s in ("left", "right")}
     parts = [columns]
     for _ in range(copies):

@@ -93,12 +93,12 @@ def blind_features(
     counts = {s: Counter() for s in ("left", "right")}
     for split in pairs.values():
         for side in counts:
-            counts[side].update(split[f"{side}_key"])
+            counts[side].update(split[f"{side}_key"][:])
     out: dict[str, dict[str, np.ndarray]] = {}
     prices = [name for name, kind in kinds.items() if kind == "price"]
     for split, table in tables.items():
         n = len(table)
-        often = [[counts[s][k] for k in pairs[split][f"{s}_key"]] for s in counts]
+        often = [[counts[s][k] for k in pairs[split][f"{s}_key"][:]] for s in counts]
         place = np.column_stack([np.arange(n) / max(1, n), np.arange(n) % 2])
         lengths = []
         for side in counts:

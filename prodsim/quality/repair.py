@@ -434,7 +434,7 @@ def resolve_conflicts(
     rows_of: dict[frozenset, list[int]] = {}
     for row, key in enumerate(_pair_keys(pairs)):
         rows_of.setdefault(key, []).append(row)
-    labels = list(pairs["label"])
+    labels = list(pairs["label"][:])
     decided, out = [], set()
     for rows in rows_of.values():
         given = [labels[row] for row in rows]
@@ -509,7 +509,7 @@ def rebalance(
     seed: int = 0,
 ) -> Dataset:  # rows in their old order, repeated ones at the end
     "Bring matches and non-matches to a ratio. Raises ProdsimError without both classes, and for an unknown way."
-    labels = np.asarray(pairs["label"])
+    labels = np.asarray(pairs["label"][:])
     matches, others = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
     if not len(matches) or not len(others):
         raise ProdsimError("to balance classes there must be matches and non-matches; one of them is missing")
@@ -645,7 +645,7 @@ def repair_labels(
     Probabilities must be out of fold: a model that has seen a wrong label believes it. The weight of a row is the
     probability that its label was not turned (`turned_probability`), scaled to mean 1. Raises ProdsimError for one
     class only and for probabilities out of range."""
-    labels = np.asarray(pairs["label"])
+    labels = np.asarray(pairs["label"][:])
     p = np.asarray(probabilities, dtype=float)
     if how not in ("drop", "weight", "flip"):
         raise ProdsimError(f"cannot repair labels by {how!r}; choose drop, weight or flip")

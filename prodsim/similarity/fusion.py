@@ -398,7 +398,7 @@ def train_fusion(
         known.behaviour = learn_behaviour(load_events(settings["events"]), said["method"], seed=seed, known_items=ids)
     chosen = said["dimensions"] or None
     usable, missing = usable_dimensions(known, chosen)
-    labels = {split: np.asarray(pairs[split]["label"]) for split in ("train", "valid")}
+    labels = {split: np.asarray(pairs[split]["label"][:]) for split in ("train", "valid")}
     valid = measure_dimensions(pairs["valid"], known, chosen)
     trained = [need for need, part in (("encoder", "meaning"), ("judge", "interaction")) if folders[part]]
     taught = [d.name for d in usable if d.needs in trained]

@@ -133,9 +133,9 @@ def store_worth(
         s: measure_dimensions(pairs[s], known, own if s == "train" else usable) for s in ("train", "valid", split)
     }
     tables["train"].attrs["missing"] |= {n: why for n, why in usable_dimensions(known)[1].items()}
-    labels = {s: np.asarray(pairs[s]["label"]) for s in tables}
+    labels = {s: np.asarray(pairs[s]["label"][:]) for s in tables}
     about = {"data": data, "split": split, "data_hash": data_hash(pairs), "notes": notes}
-    told = pd.DataFrame({k: list(pairs[split][k]) for k in ("left_id", "right_id", "label")})
+    told = pd.DataFrame({k: list(pairs[split][k][:]) for k in ("left_id", "right_id", "label")})
     results = []
     for seed in seeds:
         scores, facts = worth_scores(tables, labels, known, split, seed, folders)
