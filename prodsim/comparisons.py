@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['GRAMS', 'GROUPS', 'TREES', 'ROUNDS', 'VERSION', 'VOCABULARIES', 'words', 'squash', 'codes', 'amount', 'Facts',
            'text_facts', 'compare_words', 'compare_codes', 'compare_numbers', 'gram_counts', 'gram_weights',
-           'gram_vectors', 'row_products', 'Comparer', 'comparison_group', 'held_out_vectors', 'ComparisonModel',
-           'comparison_arguments', 'train_comparisons', 'save_comparisons', 'load_comparisons']
+           'gram_vectors', 'row_products', 'Comparer', 'comparison_group', 'known_values', 'held_out_vectors',
+           'boosted', 'ComparisonModel', 'comparison_arguments', 'train_comparisons', 'write_comparer', 'read_comparer',
+           'save_comparisons', 'load_comparisons']
 
 # %% ../nbs/42_comparisons.ipynb #0343fb9e
 import json
@@ -219,7 +220,7 @@ class Comparer:
     ) -> "Comparer":
         "Learn which attributes are numbers, and what each word is worth."
         names = tuple(names or attributes(pairs))
-        cells = {n: _known_values(pairs["train"], n) for n in names}
+        cells = {n: known_values(pairs["train"], n) for n in names}
         known = {n: [v for v in set(values) if v] for n, values in cells.items()}
         numbers = tuple(n for n in names[1:] if known[n] and np.mean([amount(v) == amount(v) for v in known[n]]) >= 0.9)
         texts = tuple(n for n in names if n not in numbers)
@@ -265,7 +266,7 @@ class Comparer:
                 lower = [(a.lower(), b.lower()) for a, b in values]
                 out[f"{n}.same_words"] = [fuzz.token_set_ratio(a, b) if a and b else np.nan for a, b in lower]
         for n in self.numbers:
-            a, b = (np.array([amount(v) for v in _known_values(pairs, n, (s,))]) for s in ("left", "right"))
+            a, b = (np.array([amount(v) for v in known_values(pairs, n, (s,))]) for s in ("left", "right"))
             with np.errstate(divide="ignore", invalid="ignore"):
                 ratio = np.abs(np.log(np.where(a > 0, a, np.nan) / np.where(b > 0, b, np.nan)))
             out[f"{n}.log_ratio"] = ratio
@@ -289,12 +290,17 @@ def comparison_group(
     return "likeness" if column.startswith("title.") else "attributes"
 
 
-def _known_values(pairs, name: str, sides: tuple[str, ...] = ("left", "right")) -> list[str | None]:
+def known_values(
+    pairs: Dataset | pd.DataFrame,  # columns left_<attribute>, right_<attribute>
+    name: str,  # an attribute
+    sides: tuple[str, ...] = ("left", "right"),  # one after the other
+) -> list:  # None where there is nothing
+    "What the pairs say of an attribute."
     return [v if v is not None and v == v and v != "" else None for s in sides for v in pairs[f"{s}_{name}"][:]]
 
 
 def _side_texts(pairs, side: str, name: str) -> list[str]:
-    return [str(v) if v is not None else "" for v in _known_values(pairs, name, (side,))]
+    return [str(v) if v is not None else "" for v in known_values(pairs, name, (side,))]
 
 
 def _compare(left: tuple[Facts, Facts], right: tuple[Facts, Facts], weight) -> list[float]:
@@ -372,6 +378,19 @@ ROUNDS = 300  # trees
 VERSION = 3  # of what a comparison vector holds: a model of another one would be read wrongly
 
 
+def boosted(
+    vectors: pd.DataFrame,  # one row a pair
+    labels: np.ndarray,  # shape (pairs,), 0 or 1
+    seed: int = 0,  # of the rows and columns each tree may look at
+    rounds: int = ROUNDS,  # trees
+    weights: np.ndarray | None = None,  # shape (pairs,), what each pair counts; None: one
+):  # a lightgbm.Booster
+    "Boosted trees of TREES."
+    import lightgbm
+
+    return lightgbm.train({**TREES, "seed": seed}, lightgbm.Dataset(vectors, labels, weight=weights), rounds)
+
+
 @dataclass
 class ComparisonModel:
     "Boosted trees on comparison vectors: no encoder, no GPU, a probability for each pair."
@@ -441,7 +460,6 @@ def train_comparisons(
 
     Raises ProdsimError for data without usable train and valid splits, an unknown attribute or setting, and an `out`
     that is no run or holds one made with other arguments."""
-    import lightgbm
     from sklearn.metrics import average_precision_score
 
     pairs, arguments = training_pairs(data, names, seed)
@@ -456,8 +474,7 @@ def train_comparisons(
     new, tried = comparer.compare(pairs["valid"]), {}
     for words_of in VOCABULARIES[1:] if vocabulary == "auto" else (vocabulary,):
         vectors = comparer.compare(pairs["train"]) if words_of == "known" else held_out_vectors(comparer, pairs, seed)
-        table = lightgbm.Dataset(vectors, labels["train"], weight=pair_weights(pairs["train"]))
-        trees = lightgbm.train({**TREES, "seed": seed}, table, rounds)
+        trees = boosted(vectors, labels["train"], seed, rounds, pair_weights(pairs["train"]))
         scores = trees.predict(new).astype(np.float32)
         tried[words_of] = (average_precision_score(labels["valid"], scores), trees, scores)
     chosen = max(tried, key=lambda words_of: tried[words_of][0])
@@ -482,20 +499,37 @@ def train_comparisons(
     return model
 
 # %% ../nbs/42_comparisons.ipynb #ec03ec60
+def write_comparer(
+    comparer: Comparer,  # what to write
+    folder: Path,  # that is being filled
+) -> None:
+    "Write what a comparer knows: `grams.safetensors` and `comparer.json`."
+    save_file(comparer.grams, folder / "grams.safetensors")
+    kept = {k: getattr(comparer, k) for k in ("title", "texts", "numbers", "records", "seen_in", "drop")}
+    write_json(folder / "comparer.json", kept)
+
+
+def read_comparer(
+    folder: Path,  # what `write_comparer` filled
+) -> Comparer:
+    "Read a comparer. Raises what its two readers raise where a file is missing or broken."
+    kept = json.loads((folder / "comparer.json").read_text(encoding="utf-8"))
+    kept |= {k: tuple(kept[k]) for k in ("texts", "numbers", "drop")}
+    return Comparer(**kept, grams=load_file(folder / "grams.safetensors"))
+
+
 def save_comparisons(
     model: ComparisonModel,  # what to save
     path: str | Path,  # a folder; an older run there stays whole until the new one is
 ) -> Path:  # the folder
     "Write `run.json` and the parts, whole or not at all. Raises ProdsimError if something else stands at `path`."
-    path, comparer = Path(path), model.comparer
+    path = Path(path)
     check_run_folder(path)
     with atomic_dir(path) as new:
         part = new / model.kind
         part.mkdir()
         (part / "trees.txt").write_text(model.trees.model_to_string(), encoding="utf-8")
-        save_file(comparer.grams, part / "grams.safetensors")
-        kept = {k: getattr(comparer, k) for k in ("title", "texts", "numbers", "records", "seen_in", "drop")}
-        write_json(part / "comparer.json", kept)
+        write_comparer(model.comparer, part)
         described = {"format": VERSION, "kind": model.kind, "parts": {model.kind: "LightGBM"}}
         write_json(new / "run.json", {**model.run, **described, "threshold": model.threshold})
     return path
@@ -513,9 +547,7 @@ def load_comparisons(
     if run.get("format") != VERSION:
         raise ProdsimError(f"{part} compares as version {run.get('format')} did, this one is {VERSION}: train again")
     try:
-        kept = json.loads((part / "comparer.json").read_text(encoding="utf-8"))
-        kept |= {k: tuple(kept[k]) for k in ("texts", "numbers", "drop")}
-        comparer = Comparer(**kept, grams=load_file(part / "grams.safetensors"))
+        comparer = read_comparer(part)
         trees = lightgbm.Booster(model_str=(part / "trees.txt").read_text(encoding="utf-8"))
     except Exception as error:  # each of the three readers has exceptions of its own
         raise ProdsimError(f"model folder {path}: {part} cannot be read ({error}); restore it or train again") from None

@@ -696,6 +696,7 @@ def differing(
 
 _READERS = (  # known without the metadata of an installation, which may be older than this file
     metadata.EntryPoint("comparisons", "prodsim.comparisons:load_comparisons", "prodsim.models"),
+    metadata.EntryPoint("products", "prodsim.products:load_products", "prodsim.models"),
     metadata.EntryPoint("stack", "prodsim.recipes:load_stack", "prodsim.models"),
     metadata.EntryPoint("fusion", "prodsim.similarity.fusion:load_fusion", "prodsim.models"),
 )

@@ -223,6 +223,7 @@ class _OneToOne:
 
 
 TRAINING = (  # what a result keeps of run.json
+    "known",
     "start",
     "arguments",
     "valid",
@@ -314,13 +315,14 @@ SYSTEMS = {
     "lexical": "character 3-grams, TF-IDF cosine",
     "pretrained": "encoder without fine-tuning",
     "comparisons": "boosted comparisons, no encoder",
-    "fast": "fast: comparisons and a short bi-encoder",
+    "products": "the same with known products",
+    "fast": "fast: known products and a short bi-encoder",
     "cross-pairs": "cross-encoder, pairs alone",
     "bi": "bi-encoder, groups",
     "cross": "cross-encoder, started from it",
     "best": "best: comparisons, bi- and cross-encoder",
 }
-TRAINED = ("comparisons", "fast", "cross-pairs", "bi", "cross", "best")
+TRAINED = ("comparisons", "products", "fast", "cross-pairs", "bi", "cross", "best")
 
 
 def _in_order(table: pd.DataFrame) -> list[str]:

@@ -27,6 +27,7 @@ from .comparisons import comparison_arguments
 from .core import ProdsimError, atomic_dir, check_fields, machine, revision, write_json
 from .encoders import Scorer, check_run_folder, differing, finished_run, load_model, read_run, training_pairs
 from .evaluation import best_threshold, report
+from .products import product_arguments
 
 # %% ../nbs/55_recipes.ipynb #33b005ce
 def opinions(
@@ -158,9 +159,10 @@ def load_stack(
     return StackedModel(members, head, run.get("threshold"), run)
 
 # %% ../nbs/55_recipes.ipynb #67d806ab
+_SETTINGS = {"comparisons": comparison_arguments, "products": product_arguments}  # of members without an encoder
 STACKS = {  # name → its members, each a recipe by name with some fields changed
     "best": {"comparisons": {}, "bi": {}, "cross": {}},
-    "fast": {"comparisons": {}, "bi": {"epochs": "80 steps"}},
+    "fast": {"products": {}, "bi": {"epochs": "80 steps"}},
 }
 
 
@@ -200,7 +202,7 @@ def train_stack(
     if name == recipe and name not in STACKS:
         raise ProdsimError(f"recipe {name!r} is no stack: choose one of {', '.join(STACKS)}")
     chosen = STACKS[name] if name == recipe else recipe
-    if unknown := [m for m in chosen if m not in ("comparisons", *RECIPES)]:
+    if unknown := [m for m in chosen if m not in (*_SETTINGS, *RECIPES)]:
         raise ProdsimError(f"member {unknown[0]!r} is no recipe that a stack can hold")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ProdsimError(f"recipe {name} trains in one process: start it without torchrun")
@@ -211,7 +213,7 @@ def train_stack(
     plan = {}
     for member, given in chosen.items():
         of_encoders = member_changes(given, records, RECIPES["bi"].batch_size) | dict(changes or {})
-        plan[member] = dict(given) if member == "comparisons" else of_encoders
+        plan[member] = dict(given) if member in _SETTINGS else of_encoders
     arguments = {**noted, "stack": name, "members": plan}
     out = Path(out)
     work = out.with_name(out.name + ".partial")
@@ -259,7 +261,7 @@ def _member_of(path: Path, plan: dict, noted: dict) -> str:
             here |= {"recipe": asdict(make_recipe(member, **given)), "max_minutes": None}
             here["precision"] = there.get("precision")
         else:
-            here |= comparison_arguments(**given)
+            here |= _SETTINGS[member](**given)
         if not (unlike := differing(there, here)):
             return member
         reasons.append((len(unlike), f"{member}: {unlike}"))
@@ -287,7 +289,7 @@ def _weigh(members: dict, valid: Dataset, arguments: dict, taken: list[str]) -> 
         "valid": best,
         "best_metric": {"name": "average_precision", "value": best["average_precision"], "step": None},
         "stopped": "all members trained",
-        "steps": sum(r["steps"] for m, r in runs.items() if m != "comparisons"),
+        "steps": sum(r["steps"] for m, r in runs.items() if m not in _SETTINGS),
         "seconds": round(seconds, 1),
         "history": [],
         "members": {m: {k: r[k] for k in ("valid", "steps", "seconds", "revision")} for m, r in runs.items()},
@@ -341,6 +343,7 @@ def train_recipe(
 _OF_ALL = ("seed", "names", "resume")  # what every trainer takes
 _TRAINERS = (  # known without the metadata of an installation, which may be older than this file
     metadata.EntryPoint("comparisons", "prodsim.comparisons:train_comparisons", "prodsim.trainers"),
+    metadata.EntryPoint("products", "prodsim.products:train_products", "prodsim.trainers"),
     metadata.EntryPoint("fusion", "prodsim.similarity.fusion:train_fusion", "prodsim.trainers"),
 )
 
