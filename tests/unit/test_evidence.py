@@ -316,9 +316,7 @@ def test_a_cell_takes_over_what_other_cells_trained(tmp_path, monkeypatch):
 
     monkeypatch.setattr("prodsim.recipes.train_recipe", stop)
     about = {"data": str(tmp_path / "data"), "seed": 1, "split": "test", "changes": {}, "why": "a test"}
-    trained = [
-        tmp_path / "work" / evidence._slug(f"{about['data']}.test.{part}.seed1") for part in ("bi", "comparisons")
-    ]
+    trained = [tmp_path / "work" / evidence._slug(f"{about['data']}.test.{part}.seed1") for part in ("bi", "products")]
     for cell in ({"system": "best"}, {"system": "cross"}, {"system": "fast"}, {"system": "bi"}):
         with pytest.raises(KeyboardInterrupt):
             run_cell({**about, **cell, "name": f"toy.test.{cell['system']}.seed1"}, tmp_path / "work", progress=False)
