@@ -24,7 +24,7 @@ import pandas as pd
 from datasets import Dataset, DatasetDict
 
 from ..core import ProdsimError
-from ..data import SPLITS, load_pairs, load_records, record_ids
+from ..data import _DIVIDED, _UTF16, SPLITS, _divided_by, load_pairs, load_records, record_ids
 from ..registry import registered_files
 
 # %% ../../nbs/quality/10_reading.ipynb #b6aa5ef0
@@ -76,10 +76,13 @@ def shortened(
     return text if len(text) <= most else text[: most - 1] + "…"
 
 # %% ../../nbs/quality/10_reading.ipynb #4f95fb4e
-def _decode(raw: bytes) -> tuple[list[str], list[int]]:
+def _decode(raw: bytes, breaks: bytes = rb"\n") -> tuple[list[str], list[int]]:
     "Lines of a file in whatever encoding each is; the numbers of those that are not UTF-8."
+    if raw.startswith(_UTF16):
+        return [line.rstrip("\r") for line in raw.decode("utf-16", errors="replace").split("\n")], []
     lines, odd = [], []
-    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").replace(b"\0", b"").split(b"\n"), start=1):
+    breaks = breaks if b"\n" in raw else rb"\r"
+    for number, line in enumerate(re.split(breaks, raw.removeprefix(b"\xef\xbb\xbf").replace(b"\0", b"")), start=1):
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError:
@@ -99,9 +102,15 @@ def _lenient_csv(lines: list[str], delimiter: str, broken: Callable) -> pd.DataF
     head = next((i for i, line in enumerate(lines) if line.strip()), None)
     if head is None:
         return pd.DataFrame()
-    header = [
-        name.strip() or f"column {i}" for i, name in enumerate(next(csv.reader([lines[head]], delimiter=delimiter)))
-    ]
+    usual, delimiter = delimiter, _divided_by(lines[head], delimiter)
+    if delimiter != usual:
+        broken(head + 1, f"{_DIVIDED[delimiter]} between the fields, not {_DIVIDED[usual]}", lines[head])
+    try:
+        names = next(csv.reader([lines[head]], delimiter=delimiter))
+    except csv.Error as error:  # a field longer than csv allows, say
+        broken(head + 1, str(error), lines[head])
+        names = lines[head].split(delimiter)
+    header = [name.strip() or f"column {i}" for i, name in enumerate(names)]
     rows, i = [], head + 1
     while i < len(lines):
         if not lines[i].strip():
@@ -148,6 +157,9 @@ def _cell_texts(values: Iterable) -> pd.Series:
     return pd.Series([_cell_text(value) for value in values], dtype=object)
 
 
+_HALF = re.compile("[\ud800-\udfff]")  # JSON can escape what no encoding can store
+
+
 def _lenient_jsonl(lines: list[str], broken: Callable) -> pd.DataFrame:
     rows = []
     for number, line in enumerate(lines, start=1):
@@ -156,8 +168,14 @@ def _lenient_jsonl(lines: list[str], broken: Callable) -> pd.DataFrame:
                 row = json.loads(line, parse_float=str, parse_int=str)
                 if not isinstance(row, dict):
                     raise ValueError(f"a {type(row).__name__} where one object a line is expected")
-                rows.append({str(key).strip(): _cell_text(value) for key, value in row.items()})
-            except ValueError as error:
+                cells = {str(key).strip(): _cell_text(value) for key, value in row.items()}
+                if "\\ud" in line.lower() and any(_HALF.search(f"{key}{value}") for key, value in cells.items()):
+                    broken(number, "half a surrogate pair, which is no character", line)
+                    cells = {
+                        _HALF.sub("\ufffd", key): value and _HALF.sub("\ufffd", value) for key, value in cells.items()
+                    }
+                rows.append(cells)
+            except (ValueError, RecursionError) as error:
                 broken(number, f"not JSON ({error})", line)
     return pd.DataFrame(rows, dtype=object)
 
@@ -194,20 +212,26 @@ def read_leniently(
         )
 
     suffix = next((s.lower() for s in path.suffixes[-2:][::-1] if s.lower() in _SUFFIXES), None)
-    if suffix is None or not path.is_file():
-        raise ProdsimError(f"{path}: no such file, or none of {', '.join(_SUFFIXES)}")
+    if not path.is_file():
+        raise ProdsimError(f"{path}: no such file")
+    if suffix is None:
+        raise ProdsimError(f"{path}: unknown format {path.suffix!r}; known: {', '.join(_SUFFIXES)}")
     if suffix == ".parquet":
         try:
             frame = pd.read_parquet(path)
         except Exception as error:  # pyarrow raises several kinds
             raise ProdsimError(f"{path}: nothing of it can be read ({shortened(error)})") from None
+        if frame.empty:
+            raise ProdsimError(f"{path}: nothing of it can be read; it is empty")
         return pd.DataFrame({str(name): _cell_texts(frame[name]) for name in frame}), problems
     raw = path.read_bytes()
     if raw.startswith((b"\x1f\x8b", b"PK\x03\x04")):
         raise ProdsimError(f"{path}: nothing of it can be read; it is compressed: unpack it first")
-    if b"\0" in raw:
+    if raw.startswith(_UTF16):
+        broken(None, "UTF-16: save it as UTF-8 text")
+    elif b"\0" in raw:
         broken(None, f"{raw.count(0):,} NUL bytes, which no text has")
-    lines, odd = _decode(raw)
+    lines, odd = _decode(raw, rb"\r\n?|\n" if suffix in (".csv", ".tsv") else rb"\n")
     for number in odd:
         broken(number, "not UTF-8", lines[number - 1])
     if suffix in (".csv", ".tsv"):
@@ -249,6 +273,7 @@ def open_for_audit(
     Tables hold text or None, pairs an integer label. Raises ProdsimError as `load_pairs` does for names that do not
     exist and where nothing can be read; a broken file is read as far as it goes, a broken split leaves the others."""
     problems: list[dict] = []
+    name = str(data) if isinstance(data, (str, Path)) else type(data).__name__
     if isinstance(data, (DatasetDict, Dataset, pd.DataFrame)):
         tables = (
             {k: _plain_text(v) for k, v in data.items()}
@@ -263,13 +288,15 @@ def open_for_audit(
         tables = {k: _whole_pairs(table, k, problems) for k, table in tables.items()}
         tables = {k: table for k, table in tables.items() if len(table)}
         if not tables:
-            raise ProdsimError(f"{data}: no row with two records and a label 0 or 1 in it")
+            raise ProdsimError(f"{name}: no row with two records and a label 0 or 1 in it")
         names = list(dict.fromkeys(c for table in tables.values() for c in table))
         for split, table in tables.items():
-            missing = {name: pd.Series([None] * len(table), dtype=object) for name in names if name not in table}
+            missing = {n: pd.Series([None] * len(table), dtype=object) for n in names if n not in table}
             tables[split] = table.assign(**missing)[names]
         return "pairs", tables, problems, None
     table = next(iter(tables.values()))
+    if not len(table) or not set(table) - {"id"}:
+        raise ProdsimError(f"{name}: nothing to audit; there must be a row, and an attribute beside the id")
     if "id" not in table:
         table.insert(0, "id", [f"row {i}" for i in range(len(table))])
     ratings = rater_columns(table)
@@ -335,7 +362,9 @@ def _open_path(data: str | Path, problems: list[dict]) -> dict[str, pd.DataFrame
     if not set(tables) - {"tableA", "tableB"}:
         raise failed[0]
     # the strict reader stops at the first fault: said twice only if reading on did not meet it
-    if refused and not any(p["where"] in refused or p["where"].endswith(refused.partition(":")[0]) for p in problems):
+    if refused and not any(
+        p["why"] == refused or p["where"] in refused or p["where"].endswith(refused.partition(":")[0]) for p in problems
+    ):
         problems.insert(0, {"where": path.name, "why": refused, "text": ""})
     if {"tableA", "tableB"} <= set(tables):
         return _join_magellan(tables, problems)

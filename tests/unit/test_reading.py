@@ -1,10 +1,13 @@
 """Reading: broken files, findings and their advice."""
 
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from one_line import message
 
-from prodsim.quality.reading import advice, finding, read_leniently
+from prodsim.data import load_records
+from prodsim.quality.reading import advice, finding, open_for_audit, read_leniently
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.tsv"])
@@ -20,6 +23,48 @@ def test_each_format_is_read_on_after_a_bad_line(tmp_path, name):
     assert table["left_title"].tolist() == ["a", "c"] and [p["where"] for p in problems] == [
         f"{name}, line {3 if name == 'a.tsv' else 2}"
     ]
+
+
+WHOLE = "id,title\n1,红色 lamp\n2,blue desk\n"
+AWRY = {  # what is wrong with the file as a whole: its bytes, what is said of it
+    "UTF-16": (WHOLE.encode("utf-16"), "UTF-16"),
+    "semicolons": (WHOLE.replace(",", ";").encode(), "semicolons between the fields"),
+    "tabs": (WHOLE.replace(",", "\t").encode(), "tabs between the fields"),
+    "old Mac line ends": (WHOLE.replace("\n", "\r").encode(), None),
+    "line ends of two kinds": (WHOLE.replace("\n", "\r", 2).encode(), None),
+}
+
+
+@pytest.mark.parametrize("what", AWRY)
+def test_a_file_that_is_awry_as_a_whole_is_read_whole(tmp_path, what):
+    raw, said = AWRY[what]
+    (tmp_path / "x.csv").write_bytes(raw)
+    kind, tables, problems, _ = open_for_audit(tmp_path / "x.csv")
+    assert kind == "records" and tables["all"]["title"].tolist() == ["红色 lamp", "blue desk"]
+    assert [said in p["why"] for p in problems if said] == [True] * len(problems) and bool(problems) == bool(said)
+    if said and what != "UTF-16":  # the loader does not take such a file for one column
+        assert "line 1: " + said in message(load_records, tmp_path / "x.csv")
+
+
+def test_json_that_no_encoding_holds_or_that_has_no_end(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"title": "a\\ud800b"}\n' + "[" * 10**5 + '\n{"title": "red lamp"}\n')
+    table, problems = read_leniently(tmp_path / "x.jsonl")
+    assert table["title"].tolist() == ["a\ufffdb", "red lamp"]
+    assert [p["where"] for p in problems] == ["x.jsonl, line 1", "x.jsonl, line 2"]
+    assert "line 1: half a surrogate" in message(load_records, tmp_path / "x.jsonl")
+    (tmp_path / "y.jsonl").write_text("[" * 10**5)
+    assert "line 1: not JSON" in message(load_records, tmp_path / "y.jsonl")
+
+
+def test_where_there_is_no_row_or_no_attribute_there_is_one_line(tmp_path):
+    pd.DataFrame({"id": [], "title": []}).to_parquet(tmp_path / "none.parquet")
+    (tmp_path / "ids.csv").write_text("id\n1\n2\n")
+    (tmp_path / "offers.xyz").write_text("id,title\n1,a\n")
+    assert "empty" in message(open_for_audit, tmp_path / "none.parquet")
+    assert "an attribute beside the id" in message(open_for_audit, tmp_path / "ids.csv")
+    assert "unknown format '.xyz'" in message(open_for_audit, tmp_path / "offers.xyz")
+    for table in (pd.DataFrame({"title": []}), pd.DataFrame({"left_a": ["x"], "right_a": ["y"], "label": ["?"]})):
+        assert message(open_for_audit, table).startswith("DataFrame: ")
 
 
 @settings(max_examples=60, deadline=None)
