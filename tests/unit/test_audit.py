@@ -265,6 +265,52 @@ def test_one_id_for_two_offers(tmp_path):
     assert found["id_twice"]["count"] == 1 and found["id_twice"]["level"] == "error"
 
 
+def test_pairs_that_several_people_labelled(tmp_path, capsys):
+    "Their agreement is told of the pairs, their majority is the label, ties and slips are named."
+    pairs = little_pairs(seed=4, train=60, valid=30, test=30)
+    votes = {s: part.to_pandas() for s, part in pairs.items()}
+    for table in votes.values():
+        for name in ("ann", "bob", "cy"):
+            table[f"label_{name}"] = table["label"].astype(object)
+        table.loc[table.index % 4 == 0, "label_cy"] = 1 - table["label"]
+        table.loc[2, ["label_ann", "label_bob", "label_cy"]] = [1, 0, None]  # a tie
+    votes["train"].loc[5, "label_bob"] = "maybe"
+    for s, table in votes.items():
+        table.drop(columns="label").to_csv(tmp_path / f"{s}.csv", index=False)
+    found = audit_data(tmp_path, label_model=False)
+    kept = {s: table["label"].drop(index=2) for s, table in votes.items()}
+    assert found["splits"] == {s: {"rows": len(y), "positives": int(y.sum())} for s, y in kept.items()}
+    whole = pd.concat([t.drop(index=2) for t in votes.values()])[["label_ann", "label_bob", "label_cy"]]
+    agreement = rater_agreement(whole.apply(pd.to_numeric, errors="coerce"))
+    assert found["ratings"] == json.loads(json.dumps(agreement)) and agreement["raters"][2]["alpha_without"] == 1
+    by_name = names(found["findings"])
+    assert by_name["rater_stands_apart:label_cy"]["level"] == "warning" and "label" not in by_name
+    assert by_name["raters_disagree"]["examples"][0]["where"].startswith("train ")
+    places = [f"{s}, row 2" for s in ("test", "train", "valid")]
+    assert sorted(by_name["broken_file"]["where"]) == sorted([*places, "train, row 5"])
+    votes["train"].to_csv(tmp_path / "one.csv", index=False)  # a label of its own stays the label
+    assert audit_data(tmp_path / "one.csv", label_model=False)["splits"]["test"]["rows"] == 60
+    command = ["audit", str(tmp_path / "one.csv"), "--model", "none", "--rater"]
+    assert main([*command, "label_ann", "--rater", "label_bob", "--html", str(tmp_path / "page.html")]) == 0
+    assert "label_bob" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert main([*command, "label_ann", "--rater", "label_ann"]) == 2 and "twice" in capsys.readouterr().err
+
+
+def test_grades_whose_agreement_cannot_be_told_are_columns_like_others(tmp_path):
+    n = 40
+    columns = {"rating_1": [3] * n, "rating_2": [3] * n}  # one grade alone
+    table = pd.DataFrame({"title": [f"acme lamp {i}" for i in range(n)], **columns})
+    assert "ratings" not in audit_data(table)
+    table["rating_1"] = np.arange(n) % 4
+    table["rating_3"] = [2] + [None] * (n - 1)
+    ratings = audit_data(table)["ratings"]  # without the first, the others gave one grade
+    assert ratings["raters"][0]["alpha_without"] is None and ratings["raters"][2]["n"] == 1
+    table["rating_2"], table["rating_3"] = table["rating_1"], table["rating_1"]
+    report = audit_data(table)
+    assert report["ratings"]["alpha"] == 1 and "raters_disagree" not in names(report["findings"])
+    assert "–" in html_report({**report, "ratings": ratings})
+
+
 def test_stored_costs_keep_their_bounds():
     "A million titles: twenty minutes and 6 GB on two cores; the 35,311 offers of PriceRunner: two minutes."
     million = read_cost()["rows"][-1]
