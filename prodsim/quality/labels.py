@@ -537,7 +537,8 @@ def balance_findings(
         y = table["label"].to_numpy()
         share = y.mean()
         if share < 0.02 or share > 0.98 or y.sum() < LEAST:
-            shown = [pair_example(table, split, i) for i in np.flatnonzero(y == (share < 0.5))[:3]]
+            rare = np.flatnonzero(y == (share < 0.5))
+            shown = [pair_example(table, split, i) for i in (rare if len(rare) else np.arange(len(y)))[:3]]
             out.append(finding("warning", f"classes:{split}", min(y.sum(), len(y) - y.sum()), len(y), shown, "pairs"))
         s = lexical[split]
         bins = np.linspace(0, 1, 21)

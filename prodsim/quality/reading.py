@@ -360,9 +360,10 @@ def _open_path(data: str | Path, problems: list[dict]) -> dict[str, pd.DataFrame
         read = [(None, path)]
         try:
             head = read_head(path)
-            if any(c.startswith("left_") for c in head) and not _pair_raters(head):
-                return {k: _plain_text(v) for k, v in load_pairs(path).items()}
-            if not rater_columns(head):
+            if any(c.startswith("left_") for c in head):
+                if not _pair_raters(head):  # the loader leaves out what each person said
+                    return {k: _plain_text(v) for k, v in load_pairs(path).items()}
+            elif not rater_columns(head):
                 return {"all": _plain_text(load_records(path))}
         except ProdsimError as error:
             refused = str(error).removeprefix(f"{path}, ").removeprefix(f"{path}: ")
@@ -370,7 +371,7 @@ def _open_path(data: str | Path, problems: list[dict]) -> dict[str, pd.DataFrame
         own = _files_of_splits(path, "") if path.is_dir() else []
         rated = any(_pair_raters(read_head(file)) for split, file in own if split in SPLITS)
         try:
-            if not rated:  # the loader leaves out what each person said
+            if not rated:
                 return {k: _plain_text(v) for k, v in load_pairs(data).items()}
         except ProdsimError as error:
             folder, _, variant = name.rpartition(":") if not path.is_dir() else (name, "", "")

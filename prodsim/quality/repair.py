@@ -26,7 +26,7 @@ from ..core import ProdsimError, hash_text
 from ..data import attributes, components
 from .reading import RATER
 from .split import record_keys, split_records
-from .values import SIZES, UNITS
+from .values import FOREIGN, SIZES, UNITS, from_gbk
 
 # %% ../../nbs/quality/20_repair.ipynb #fd6b2385
 _HAN = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -54,23 +54,7 @@ def _mojibake(text: str) -> str:
         return text
     import ftfy
 
-    return re.sub(r"[^\x00-\x7f]{3,}", _from_gbk, ftfy.fix_encoding(text))
-
-
-def _common(text: str) -> int:
-    "How many of the characters are among the 3,755 of everyday Chinese (GB 2312, level 1)."
-    codes = (char.encode("gb2312", "ignore") for char in text)
-    return sum(len(code) == 2 and 0xB0 <= code[0] <= 0xD7 for code in codes)
-
-
-def _from_gbk(found: re.Match) -> str:
-    "鎵嬫満 → 手机. Rare characters that are, byte for byte, the UTF-8 of common ones are no accident."
-    text = found[0]
-    try:
-        mended = text.encode("gb18030").decode("utf-8")
-    except UnicodeError:
-        return text
-    return mended if _common(mended) == len(mended) and _common(text) < len(text) else text
+    return FOREIGN.sub(from_gbk, ftfy.fix_encoding(text))
 
 
 def _html(text: str) -> str:
