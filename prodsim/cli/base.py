@@ -149,9 +149,11 @@ def check_suffix(
     path: Path,  # what it names
     *suffixes: str,  # which are written: .csv
 ) -> None:
-    "Raise ProdsimError if a file to be written has another suffix."
+    "Raise ProdsimError if a file to be written has another suffix, or a folder stands in its place."
     if path.suffix not in suffixes:
         raise ProdsimError(f"{option} {path}: write {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise ProdsimError(f"{option} {path}: is a folder; name a file")
 
 
 def check_new(

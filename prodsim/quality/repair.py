@@ -580,7 +580,7 @@ def pair_records(
     for name in (product, *(names or ()), *([strata] if strata else [])):
         if name not in frame:
             raise ProdsimError(f"no column {name!r} in the records; there is {', '.join(map(str, frame.columns))}")
-    names = list(names or [n for n in frame if n not in ("id", product)])
+    names = list(dict.fromkeys(names or [n for n in frame if n not in ("id", product)]))
     if product in names or not names:
         raise ProdsimError(f"pairs need an attribute besides {product!r}, which says the label")
     texts = frame.loc[frame[product].notna(), names].fillna("").astype(str)
