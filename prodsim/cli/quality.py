@@ -211,7 +211,7 @@ def _clean(
     for _, _, part in _chunks(file, 65536):
         _append(whole, part)
     frame = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in whole.items()})
-    cleaned, report = clean(frame, _listed("--columns", columns), _listed("--rules", rules))
+    cleaned, report = clean(frame, _listed_names("--columns", columns), _listed_names("--rules", rules))
     with atomic_file(out) as path:
         forms[out.suffix.lower()](cleaned, path)
     rows = report.to_dict("records")
@@ -220,7 +220,7 @@ def _clean(
     print_result(done, as_json, rows, columns, f"{out}: {len(cleaned):,} rows")
 
 
-def _listed(option: str, texts: list[str] | None) -> list[str] | None:
+def _listed_names(option: str, texts: list[str] | None) -> list[str] | None:
     "The names that an option lists, by commas or repeated; None where it is not given."
     names = [name.strip() for text in texts or () for name in text.split(",")]
     if not all(names):

@@ -46,7 +46,7 @@ def test_clean_keeps_rows_and_raw_text(shop, capsys):
     assert "folder.csv: name a file" in refused(capsys, shop, *clean, shop / "folder.csv")
     assert "stays as it is" in refused(capsys, shop, *clean, shop / "pairs" / ".." / "offers.csv")
     assert "names with commas" in refused(capsys, shop, *clean, shop / "x.csv", "--columns", "title,")
-    one = ("--rules", "html, space", "--rules", "width", "--json")
+    one = ("--rules", "html, width", "--rules", "unit", "--json")
     assert {r["rule"] for r in json.loads(called(capsys, *clean, shop / "y.csv", *one)[1])["rules"]} == {
         "html",
         "width",
