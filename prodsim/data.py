@@ -392,9 +392,9 @@ def stream_records(
         yield _frame(columns)
 
 # %% ../nbs/20_data.ipynb #ea10e45b
-def _dataset(columns: dict[str, list]) -> Dataset:
-    "Columns as an Arrow table: text as strings, labels as 64-bit integers."
-    types = {"label": pa.int64(), "weight": pa.float64()}
+def _dataset(columns: dict[str, list], pairs: bool = True) -> Dataset:
+    "Columns as an Arrow table: text as strings, of pairs the labels as 64-bit integers and the weights as floats."
+    types = {"label": pa.int64(), "weight": pa.float64()} if pairs else {}
     return Dataset(pa.table({n: pa.array(v, types.get(n, pa.string())) for n, v in columns.items()}))
 
 
@@ -652,7 +652,7 @@ def load_records(
     readers = {"pricerunner": _pricerunner, "chorus": _chorus}
     if not isinstance(path_or_name, Path):
         if name in readers:
-            return _dataset(readers[name](fetch(name)))
+            return _dataset(readers[name](fetch(name)), pairs=False)
         files = files_of(name)
         if files is not None:
             kinds = ", ".join(files["kind"].unique())
@@ -664,7 +664,7 @@ def load_records(
         raise not_found(name)
     if _format(path) == ".txt":
         raise _fail(path, None, "holds pairs (Ditto's COL … VAL …); records come as .csv, .tsv, .jsonl or .parquet")
-    return _dataset(_read_records(path))
+    return _dataset(_read_records(path), pairs=False)
 
 # %% ../nbs/20_data.ipynb #3516ca25
 def _online_retail(folder: Path) -> Dataset:

@@ -313,7 +313,8 @@ def open_for_audit(
         tables = {k: _whole_pairs(table, k, problems) for k, table in tables.items()}
         tables = {k: table for k, table in tables.items() if len(table)}
         if not tables:
-            raise ProdsimError(f"{name}: no row with two records and a label 0 or 1 in it")
+            first = f" ({problems[0]['where']}: {problems[0]['why']})" if problems else ""
+            raise ProdsimError(f"{name}: no row with two records and a label 0 or 1 in it{first}")
         names = list(dict.fromkeys(c for table in tables.values() for c in table))
         for split, table in tables.items():
             missing = {n: pd.Series([None] * len(table), dtype=object) for n in names if n not in table}
@@ -325,6 +326,7 @@ def open_for_audit(
     table = next(iter(tables.values()))
     if not len(table) or not set(table) - {"id"}:
         raise ProdsimError(f"{name}: nothing to audit; there must be a row, and an attribute beside the id")
+    table = table.rename(columns={own[1:]: f"{own[1:]}_" for own in _OWN})
     if "id" not in table:
         table.insert(0, "id", [f"row {i}" for i in range(len(table))])
     ratings = rater_columns(table)
@@ -378,7 +380,7 @@ def _open_path(data: str | Path, problems: list[dict]) -> dict[str, pd.DataFrame
             if kinds or not folder or not Path(folder).is_dir():
                 raise
             read = _files_of_splits(Path(folder), variant)
-            if not read:
+            if not read or (variant and not any(file.suffix == f".{variant}" for _, file in read)):
                 raise
             refused = str(error)
         else:
@@ -460,8 +462,13 @@ def _by_split(table: pd.DataFrame, problems: list[dict]) -> dict[str, pd.DataFra
     return {s: table[table["split"] == s].reset_index(drop=True) for s in SPLITS if (table["split"] == s).any()}
 
 
+_OWN = ("_key", "_where", "_uses")  # what the audit calls columns of its own: an attribute called so gets a stroke
+
+
 def _whole_pairs(table: pd.DataFrame, split: str, problems: list[dict]) -> pd.DataFrame:
     "The columns of the data contract; rows without a label or without a record are listed and left out."
+    names = {c: f"{c}_" for side in ("left", "right") for c in table if c.startswith(side) and c[len(side) :] in _OWN}
+    table = table.rename(columns=names)
     names = [
         c.removeprefix(p)
         for p in ("left_", "right_")

@@ -131,6 +131,24 @@ def test_injected_leaks_and_contradictions_are_named(little):
     assert set(by_name["pairs_again_contradicting"]["where"]) == {f"test {i}" for i in range(5)}
     assert set(by_name["pairs_again"]["where"]) == {f"test {i}" for i in [*range(12), *range(20, 32)]}
     assert by_name["labels_contradict"]["count"] == 10
+    twice = found["duplicates"]
+    assert twice["exact_across_splits"] >= 24 and twice["exact"] == sum(
+        twice[f"exact_{where}"] for where in ("inside_a_split", "across_splits")
+    )
+
+
+def test_near_duplicates_are_counted_inside_a_split_and_across(little):
+    train, test = (little[s].to_pandas() for s in ("train", "test"))
+    typed = pd.concat([train.iloc[:7], test.iloc[:4]])
+    for column in ("left_title", "right_title"):
+        typed[column] = [" ".join([*t.split()[2:], *t.split()[:2]]) for t in typed[column]]
+    spoilt = Dataset.from_pandas(pd.concat([train, typed], ignore_index=True))
+    before, after = (
+        audit_data(DatasetDict(little | {"train": part}), label_model=False)["duplicates"]
+        for part in (little["train"], spoilt)
+    )
+    grown = {k: after[k] - before[k] for k in ("near", "near_inside_a_split", "near_across_splits", "exact")}
+    assert grown == {"near": 11, "near_inside_a_split": 7, "near_across_splits": 4, "exact": 0}
 
 
 def test_turned_labels_are_suspected(little):

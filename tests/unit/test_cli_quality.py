@@ -53,6 +53,13 @@ def test_clean_keeps_rows_and_raw_text(shop, capsys):
     }
 
 
+def test_a_table_shows_text_as_it_is(shop, capsys):
+    "Neither marks nor pictures are made of what stands in the data."
+    (shop / "marked.csv").write_text("id,title\n1,[/b]  [red] :date: lamp\n", encoding="utf-8")
+    code, out, err = called(capsys, "clean", shop / "marked.csv", "--out", shop / "clean.csv")
+    assert code == 0 and "[/b] [red] :date: lamp" in " ".join(out.split()), (out, err)
+
+
 def test_split_leaves_no_record_on_two_sides(shop, capsys):
     code, out, _ = called(capsys, "split", shop / "pairs", "--out", shop / "apart", "--by", "record", "--json")
     assert code == 0

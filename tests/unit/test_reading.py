@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from one_line import message
 
 from prodsim.data import load_records
+from prodsim.quality.audit import audit_data
 from prodsim.quality.reading import advice, finding, open_for_audit, read_leniently
 
 
@@ -65,6 +66,30 @@ def test_where_there_is_no_row_or_no_attribute_there_is_one_line(tmp_path):
     assert "unknown format '.xyz'" in message(open_for_audit, tmp_path / "offers.xyz")
     for table in (pd.DataFrame({"title": []}), pd.DataFrame({"left_a": ["x"], "right_a": ["y"], "label": ["?"]})):
         assert message(open_for_audit, table).startswith("DataFrame: ")
+
+
+def test_columns_that_are_called_like_the_audits_own(tmp_path):
+    names = ("key", "where", "uses", "weight", "label", "row", "split")
+    rows = [{name: f"{name} {i}" for name in names} for i in range(12)]
+    pd.DataFrame(rows).to_csv(tmp_path / "offers.csv", index=False)
+    own = {"key_", "where_", "uses_", "weight", "label", "row", "split"}
+    kind, tables, problems, _ = open_for_audit(tmp_path / "offers.csv")
+    assert kind == "records" and set(tables["all"]) == {"id", *own} and not problems
+    assert tables["all"]["label"][3] == "label 3" and set(load_records(tmp_path / "offers.csv")["weight"]) == {
+        f"weight {i}" for i in range(12)
+    }
+    sides = [{f"{side}_{name}": value for side in ("left", "right") for name, value in row.items()} for row in rows]
+    pd.DataFrame(sides).assign(label=[0, 1] * 6).to_csv(tmp_path / "pairs.csv", index=False)
+    for name in ("offers.csv", "pairs.csv"):
+        found = audit_data(tmp_path / name)
+        assert set(found["columns"]) == own and found["records"] == 12
+
+
+def test_a_variant_that_is_not_there_is_no_broken_file(tmp_path):
+    (tmp_path / "test.csv").write_text("left_title,right_title,label\nred lamp,lamp,1\n")
+    assert "no variant 'small'" in message(open_for_audit, f"{tmp_path}:small")
+    (tmp_path / "test.csv").write_text("left_title,right_title,label\nred lamp,lamp,yes\n")
+    assert "the label is 'yes'" in message(open_for_audit, tmp_path / "test.csv")
 
 
 @settings(max_examples=60, deadline=None)
