@@ -371,9 +371,8 @@ def _open_path(data: str | Path, problems: list[dict]) -> dict[str, pd.DataFrame
             refused = str(error).removeprefix(f"{path}, ").removeprefix(f"{path}: ")
     else:
         own = _files_of_splits(path, "") if path.is_dir() else []
-        rated = any(_pair_raters(read_head(file)) for split, file in own if split in SPLITS)
         try:
-            if not rated:
+            if not any(_pair_raters(read_head(file)) for split, file in own if split in SPLITS):
                 return {k: _plain_text(v) for k, v in load_pairs(data).items()}
         except ProdsimError as error:
             folder, _, variant = name.rpartition(":") if not path.is_dir() else (name, "", "")

@@ -225,6 +225,9 @@ def test_a_split_that_cannot_be_read_leaves_the_others(tmp_path, content):
     found = audit_data(tmp_path / "pairs", label_model=False)
     assert {s: part["rows"] for s, part in found["splits"].items()} == {"train": 40, "valid": 20}
     assert names(found["findings"])["broken_file"]["where"] == ["test.csv"]
+    (tmp_path / "pairs" / "test.csv").rename(tmp_path / "pairs" / "test.parquet")
+    assert set(audit_data(tmp_path / "pairs", label_model=False)["splits"]) == {"train", "valid"}
+    (tmp_path / "pairs" / "test.parquet").rename(tmp_path / "pairs" / "test.csv")
     for split in ("train", "valid"):
         (tmp_path / "pairs" / f"{split}.csv").write_bytes(content)
     with pytest.raises(ProdsimError, match="nothing of it can be read"):
