@@ -144,7 +144,7 @@ def audit_data(
     report["levels"] = {level: sum(f["level"] == level for f in out) for level in LEVELS[::-1]}
     return report
 
-# %% ../../nbs/quality/15_audit.ipynb #f6c3ca1c
+
 def _pair_lines(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     "Pairs as what was graded: where, left, right."
     lines = [
@@ -158,7 +158,7 @@ def _pair_lines(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     ]
     return pd.concat(lines, ignore_index=True)
 
-
+# %% ../../nbs/quality/15_audit.ipynb #f6c3ca1c
 def _svg(draw: Callable, width: float = 6.4, height: float = 2.9) -> str:
     "One figure as SVG text inside the page; drawn without touching the figures of the caller."
     from matplotlib import rc_context
