@@ -65,11 +65,16 @@ def _text(value: object) -> str | None:
     return str(value)
 
 
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # how a file begins that a spreadsheet saved as "Unicode text"
+
+
 def _open_text(path: Path, newline: str) -> io.TextIOWrapper:
     "A text file, its first block looked at for the NUL bytes that no text has."
     with open(path, "rb") as head:
-        nul = head.read(1 << 16).find(b"\0")
-    if nul >= 0:
+        start = head.read(1 << 16)
+    if start.startswith(_UTF16):
+        raise _fail(path, None, "UTF-16: save it as UTF-8 text")
+    if (nul := start.find(b"\0")) >= 0:
         raise _fail(path, None, f"not a text file (a NUL at byte {nul}): save it as UTF-8 text")
     return open(path, encoding="utf-8-sig", newline=newline)
 
@@ -98,6 +103,14 @@ def _header(path: Path, names: list[str | None]) -> list[str]:
     return names
 
 # %% ../nbs/20_data.ipynb #add87245
+_DIVIDED = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+
+
+def _divided_by(header: str, usual: str) -> str:
+    "The sign between the fields of a header: the usual one, or another where that one does not stand in it."
+    return usual if usual in header else max(_DIVIDED, key=lambda sign: (header.count(sign), sign == usual))
+
+
 def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list]]:
     "Header, then rows, of a CSV or TSV file; an unclosed quote or a row of the wrong length is an error."
     with _open_text(path, newline="") as file:
@@ -107,6 +120,8 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list]]:
             for row in reader:
                 if row and not width:
                     width = len(row)
+                    if width == 1 and (sign := _divided_by(row[0], delimiter)) != delimiter:
+                        raise _fail(path, line, f"{_DIVIDED[sign]} between the fields, not {_DIVIDED[delimiter]}")
                     yield line, _header(path, [_text(name) for name in row])
                 elif row:
                     if len(row) != width:
@@ -121,7 +136,7 @@ def _json_object(path: Path, line: int, text: str) -> dict:
     try:
         # numbers stay as they are written: 1999.0 is not 1999 and 0012 would be no number at all
         row = json.loads(text, parse_float=str, parse_int=str, parse_constant=lambda name: None)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _fail(path, line, f"not JSON ({error}); one object a line is expected") from None
     if not isinstance(row, dict):
         raise _fail(path, line, f"a {type(row).__name__} where one object a line is expected")
@@ -377,9 +392,9 @@ def stream_records(
         yield _frame(columns)
 
 # %% ../nbs/20_data.ipynb #ea10e45b
-def _dataset(columns: dict[str, list]) -> Dataset:
-    "Columns as an Arrow table: text as strings, labels as 64-bit integers."
-    types = {"label": pa.int64(), "weight": pa.float64()}
+def _dataset(columns: dict[str, list], pairs: bool = True) -> Dataset:
+    "Columns as an Arrow table: text as strings, of pairs the labels as 64-bit integers and the weights as floats."
+    types = {"label": pa.int64(), "weight": pa.float64()} if pairs else {}
     return Dataset(pa.table({n: pa.array(v, types.get(n, pa.string())) for n, v in columns.items()}))
 
 
@@ -637,7 +652,7 @@ def load_records(
     readers = {"pricerunner": _pricerunner, "chorus": _chorus}
     if not isinstance(path_or_name, Path):
         if name in readers:
-            return _dataset(readers[name](fetch(name)))
+            return _dataset(readers[name](fetch(name)), pairs=False)
         files = files_of(name)
         if files is not None:
             kinds = ", ".join(files["kind"].unique())
@@ -649,7 +664,7 @@ def load_records(
         raise not_found(name)
     if _format(path) == ".txt":
         raise _fail(path, None, "holds pairs (Ditto's COL … VAL …); records come as .csv, .tsv, .jsonl or .parquet")
-    return _dataset(_read_records(path))
+    return _dataset(_read_records(path), pairs=False)
 
 # %% ../nbs/20_data.ipynb #3516ca25
 def _online_retail(folder: Path) -> Dataset:

@@ -91,14 +91,15 @@ def print_table(
     "Print a table as wide as its terminal, numbers to the right."
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     colours = "auto" if sys.stdout.isatty() else None
     for i, column in enumerate(columns):
         number = bool(rows) and isinstance(rows[0][column], (int, float))
-        table.add_column(column, justify="right" if number else "left", no_wrap=number or i == 0)
+        table.add_column(Text(column), justify="right" if number else "left", no_wrap=number or i == 0)
     for row in rows:
-        table.add_row(*(_cell(row[c]) for c in columns))
+        table.add_row(*(Text(_cell(row[c])) for c in columns))  # else [b] is a mark-up and :date: a picture
     Console(file=sys.stdout, force_jupyter=False, color_system=colours).print(table)
 
 
@@ -149,9 +150,11 @@ def check_suffix(
     path: Path,  # what it names
     *suffixes: str,  # which are written: .csv
 ) -> None:
-    "Raise ProdsimError if a file to be written has another suffix."
+    "Raise ProdsimError if a file to be written has another suffix, or a folder stands in its place."
     if path.suffix not in suffixes:
         raise ProdsimError(f"{option} {path}: write {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise ProdsimError(f"{option} {path}: is a folder; name a file")
 
 
 def check_new(

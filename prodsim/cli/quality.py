@@ -71,6 +71,8 @@ def _audit(
         raise ProdsimError(f"--fail-on {fail_on}: choose one of {', '.join(LEVELS[::-1])}")
     if html is not None and (html.suffix != ".html" or html.is_dir()):
         raise ProdsimError(f"--html {html}: name a file that ends in .html")
+    if frozen and model == "none":
+        raise ProdsimError("--frozen: it is the encoder of --model whose embeddings help, and --model is none")
     fields = _check_label_model(labels, change, work)
     if labels is not None and probabilities is not None:
         raise ProdsimError("audit takes one of --labels RECIPE and --probabilities FILE, not both")
@@ -110,6 +112,8 @@ def _check_label_model(labels: str | None, change: list[str] | None, work: Path 
             raise ProdsimError(f"{wrong[0]}: it is of a recipe that is trained fold by fold, and --labels names none")
     elif labels not in recipe_names():
         raise ProdsimError(f"--labels {labels}: choose linear or one of {', '.join(recipe_names())}")
+    elif work is not None and work.is_file():
+        raise ProdsimError(f"--work {work}: is a file; name a folder")
     return recipe_fields(change)
 
 
@@ -179,9 +183,9 @@ def _clean(
     ],
     out: Annotated[Path, typer.Option(help=".csv, .tsv, .jsonl or .parquet; the raw text stays in columns raw_…")],
     columns: Annotated[
-        str | None, typer.Option(help="columns or attributes to clean, by commas; the default is all text")
+        list[str] | None, typer.Option(help="columns or attributes to clean, by commas; the default is all text")
     ] = None,
-    rules: Annotated[str | None, typer.Option(help="rules to apply, by commas; the default is all")] = None,
+    rules: Annotated[list[str] | None, typer.Option(help="rules to apply, by commas; the default is all")] = None,
     as_json: Json = False,
 ) -> None:
     "Bring text, numbers and units of a file to one form; every rule is counted, the raw text stays beside."
@@ -199,20 +203,29 @@ def _clean(
         ".jsonl": lambda frame, path: frame.to_json(path, orient="records", lines=True, force_ascii=False),
         ".parquet": lambda frame, path: frame.to_parquet(path, index=False),
     }
-    if out.suffix.lower() not in forms:
-        raise ProdsimError(f"{out}: write .csv, .tsv, .jsonl or .parquet")
+    if out.suffix.lower() not in forms or out.is_dir():
+        raise ProdsimError(f"--out {out}: name a file that ends in .csv, .tsv, .jsonl or .parquet")
+    if out.resolve() == file.resolve():
+        raise ProdsimError(f"--out {out}: is the file to be cleaned, which stays as it is; name another")
     whole: dict[str, list] = {}
     for _, _, part in _chunks(file, 65536):
         _append(whole, part)
     frame = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in whole.items()})
-    split = [text.split(",") if text else None for text in (columns, rules)]
-    cleaned, report = clean(frame, *split)
+    cleaned, report = clean(frame, _listed_names("--columns", columns), _listed_names("--rules", rules))
     with atomic_file(out) as path:
         forms[out.suffix.lower()](cleaned, path)
     rows = report.to_dict("records")
     done = {"file": str(file), "out": str(out), "rows": len(cleaned), "rules": rows}
     columns = ["rule", "column", "cells", "share", "before", "after"]
     print_result(done, as_json, rows, columns, f"{out}: {len(cleaned):,} rows")
+
+
+def _listed_names(option: str, texts: list[str] | None) -> list[str] | None:
+    "The names that an option lists, by commas or repeated; None where it is not given."
+    names = [name.strip() for text in texts or () for name in text.split(",")]
+    if not all(names):
+        raise ProdsimError(f"{option} {','.join(texts)}: names with commas between them, as in title,price")
+    return names or None
 
 # %% ../../nbs/cli/30_quality.ipynb #aae83f8e
 @room.command("pair")
@@ -312,6 +325,10 @@ def _dedupe_pairs(
         settled[name], table = resolve_conflicts(pairs[name], conflicts)
         decided += len(table)
     kept, dropped = deduplicate(DatasetDict(settled), across=across)
+    if empty := [name for name, part in kept.items() if not len(part)]:
+        raise ProdsimError(
+            f"{data}: nothing would be left of the split {empty[0]}; try other --conflicts or --no-across"
+        )
     with atomic_dir(out) as folder:
         save_pairs(kept, folder)
     report = {"data": data, "repeated": len(dropped), "conflicts_settled": decided}
@@ -324,7 +341,7 @@ def _dedupe_pairs(
 @room.command("augment")
 def _augment(
     data: Data,
-    out: Annotated[Path, typer.Option(help="folder for the pairs, one CSV per split")],
+    out: Annotated[Path, typer.Option(help="folder for the pairs, one CSV per split; a new one")],
     copies: Annotated[int, typer.Option(min=0, help="rewritten copies of every training pair")] = 1,
     negatives: Annotated[float, typer.Option(min=0, help="hard negatives, as a share of the matches")] = 0.0,
     lexicon: Annotated[Path | None, typer.Option(help="a lexicon of your own, TOML")] = None,
@@ -333,14 +350,17 @@ def _augment(
     "Add rewritten copies and hard negatives to the training split; the other splits stay as they are."
     from datasets import DatasetDict
 
+    from prodsim.core import atomic_dir
     from prodsim.data import load_pairs, save_pairs
     from prodsim.quality.augment import augment_pairs, load_lexicon
 
+    check_new(out)
     pairs = load_pairs(data)
     if "train" not in pairs:
         raise ProdsimError(f"{data} has no split train to augment; it has {', '.join(pairs)}")
     more = augment_pairs(pairs["train"], seed, copies=copies, negatives=negatives, lexicon=load_lexicon(lexicon))
-    save_pairs(DatasetDict({**pairs, "train": more}), out)
+    with atomic_dir(out) as folder:
+        save_pairs(DatasetDict({**pairs, "train": more}), folder)
     print(f"{out}: {len(pairs['train']):,} training pairs became {len(more):,}")
 
 # %% ../../nbs/cli/30_quality.ipynb #96dcac02
@@ -369,7 +389,7 @@ def _faults(
     "Inject known faults: did the audit find them, what F1 did they cost, what did the repair give back?"
     from functools import partial
 
-    from prodsim.data import load_pairs
+    from prodsim.data import SPLITS, load_pairs
     from prodsim.evidence import note_look
     from prodsim.quality import faults as laboratory
     from prodsim.quality.labels import linear_out_of_fold
@@ -402,11 +422,15 @@ def _faults(
         stored = {"name": f"{data}.draws", "tables": [told.to_dict("records")]}
         print_result(stored, as_json, told[names].to_dict("records"), names)
         return
+    if out.is_file():
+        raise ProdsimError(f"--out {out}: is a file; name a folder")
     why = "worth of repair" if worth else "fault laboratory: F1 lost and given back"
     runs = {}
     for seed in numbers:
         name = data.replace("{seed}", str(seed))
         pairs = load_pairs(name)
+        if lacking := [split for split in SPLITS if split not in pairs]:
+            raise ProdsimError(f"{name}: has no split {lacking[0]}; the laboratory learns, validates and tests")
         if is_registered(name):
             note_look(name, f"cheap classifier, seed {seed}", why)
         measure = laboratory.run_worth if worth else partial(laboratory.run_laboratory, conditions=chosen)
@@ -510,17 +534,20 @@ def _review_agreement(trail: Trail, as_json: Json = False) -> None:
 def _review_apply(
     data: Data,
     trail: Trail,
-    out: Annotated[Path, typer.Option(help="folder for the corrected pairs, one CSV per split")],
+    out: Annotated[Path, typer.Option(help="folder for the corrected pairs, one CSV per split; a new one")],
     on_conflict: Annotated[str, typer.Option(help="keep (the old label), majority, latest or error")] = "keep",
     as_json: Json = False,
 ) -> None:
     "Write the pairs with the labels that readers decided; nothing else changes."
+    from prodsim.core import atomic_dir
     from prodsim.data import load_pairs, save_pairs
     from prodsim.quality.review import apply_reviews, label_changes
 
+    check_new(out)
     pairs = load_pairs(data)
     corrected = apply_reviews(pairs, trail, on_conflict)
     changes = label_changes(pairs, corrected)
-    save_pairs(corrected, out)
+    with atomic_dir(out) as folder:
+        save_pairs(corrected, folder)
     said = f"{out}: {len(changes)} labels changed, {sum(map(len, corrected.values())):,} pairs"
     print_result({"out": str(out), "changed": changes.to_dict("records")}, as_json, said=said)

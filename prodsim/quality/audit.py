@@ -42,7 +42,7 @@ from prodsim.quality.leakage import (
     shortcut_scores,
     shortcut_verdicts,
 )
-from .reading import LEVELS, all_places, finding, open_for_audit, record_table
+from .reading import LEVELS, all_places, finding, open_for_audit, record_table, record_texts_of
 from .values import check_text, check_values, column_kinds, coverage_findings, length_findings
 
 # %% ../../nbs/quality/15_audit.ipynb #d19a5386
@@ -75,11 +75,13 @@ def audit_data(
             for s, t in tables.items()
         },
     }
-    if raters:
-        lacking = [c for c in raters if c not in tables.get("all", ())]
-        if lacking:
+    if raters := list(raters):
+        graded = ratings if kind == "pairs" else tables["all"]
+        if lacking := [c for c in raters if graded is None or c not in graded]:
             raise ProdsimError(f"{report['data']}: no column {lacking[0]!r} with a rater's grades")
-        ratings = tables["all"][list(raters)].apply(pd.to_numeric, errors="coerce")
+        if len(set(raters)) < len(raters):
+            raise ProdsimError(f"{report['data']}: a rater is named twice among {', '.join(raters)}")
+        ratings = graded[raters].apply(pd.to_numeric, errors="coerce")
     out = []
     if problems:
         examples = [{"where": p["where"], "text": ": ".join(filter(None, [p["why"], p["text"]]))} for p in problems]
@@ -87,7 +89,7 @@ def audit_data(
         out.append(finding("error", "broken_file", len(problems), of, examples, "places", where=where))
     records = record_table(kind, tables)
     if ratings is not None:  # grades are no part of what was graded
-        records = records.drop(columns=list(ratings.columns))
+        records = records.drop(columns=list(ratings.columns), errors="ignore")
     kinds = column_kinds(records)
     report |= {"columns": kinds, "records": len(records)}
     if kind != "pairs" and (probabilities is not None or callable(label_model)):
@@ -136,11 +138,25 @@ def audit_data(
         found, report["split_difference"] = difference_findings(tables, kinds, seed)
         out += found
     if ratings is not None:
-        found, report["ratings"] = rating_findings(ratings, records)
+        found, report["ratings"] = rating_findings(ratings, records if kind == "records" else _pair_lines(tables))
         out += found
     report["findings"] = sorted(out, key=lambda f: (-LEVELS.index(f["level"]), -f["share"]))
     report["levels"] = {level: sum(f["level"] == level for f in out) for level in LEVELS[::-1]}
     return report
+
+
+def _pair_lines(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    "Pairs as what was graded: where, left, right."
+    lines = [
+        pd.DataFrame(
+            {
+                "where": [f"{split} {row}" for row in table["row"]],
+                **{side: record_texts_of(table, side) for side in ("left", "right")},
+            }
+        )
+        for split, table in tables.items()
+    ]
+    return pd.concat(lines, ignore_index=True)
 
 # %% ../../nbs/quality/15_audit.ipynb #f6c3ca1c
 def _svg(draw: Callable, width: float = 6.4, height: float = 2.9) -> str:
@@ -297,7 +313,10 @@ def html_report(
         rows = []
         for r in report["ratings"]["raters"]:
             without = "–" if r["alpha_without"] is None else f"{r['alpha_without']:.3f}"
-            rows.append([r["rater"], f"{r['n']:,}", f"{r['mean']:.2f}", f"{r['same_as_median']:.1%}", without])
+            mean, same = (
+                "–" if r[k] is None else f"{r[k]:{form}}" for k, form in (("mean", ".2f"), ("same_as_median", ".1%"))
+            )
+            rows.append([r["rater"], f"{r['n']:,}", mean, same, without])
         out.append(f"<h2>Raters</h2><p>Krippendorff's alpha: {report['ratings']['alpha']:.3f}</p>")
         out.append(_html_table(["rater", "grades", "mean", "gives the others' median", "alpha without"], rows))
     for name, difference in report.get("split_difference", {}).items():

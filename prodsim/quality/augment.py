@@ -863,8 +863,8 @@ def augment_pairs(
     content. Raises ProdsimError as `augment` does, and if there is no label."""
     if "label" not in pairs.column_names:
         raise ProdsimError("the pairs have no column label: there is nothing to keep")
-    if copies < 0 or negatives < 0:
-        raise ProdsimError(f"copies={copies} and negatives={negatives} must not be below 0")
+    if copies < 0 or not 0 <= negatives < float("inf"):
+        raise ProdsimError(f"copies={copies} and negatives={negatives} must be numbers from 0")
     rng = np.random.default_rng(seed)
     names = attributes(pairs)
     columns = {c: list(pairs[c][:]) for c in pairs.column_names}

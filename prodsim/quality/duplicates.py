@@ -401,12 +401,14 @@ def duplicate_findings(
     out, again = [], {kind: frame.duplicated(["a", "b"]) for kind, frame in frames.items()}
     exact, near = again["normal"], again["near"] & ~again["normal"]
     frame = frames["normal"]
-    inside = frame.duplicated(["split", "a", "b"])
+    inside, near_inside = (frames[kind].duplicated(["split", "a", "b"]) for kind in ("normal", "near"))
     counts = {
         "exact": int(exact.sum()),
         "near": int(near.sum()),
         "exact_inside_a_split": int(inside.sum()),
         "exact_across_splits": int((exact & ~inside).sum()),
+        "near_inside_a_split": int((near & near_inside).sum()),
+        "near_across_splits": int((near & ~near_inside).sum()),
     }
     for name, rows, keys in (("rows_again", exact, frame), ("rows_near", near, frames["near"])):
         if rows.any():

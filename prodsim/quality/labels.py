@@ -25,7 +25,14 @@ from scipy import sparse
 from ..comparisons import GRAMS, TREES, Comparer, gram_vectors, gram_weights, row_products
 from ..core import ProdsimError
 from ..evaluation import best_threshold, lexical_scores, pair_metrics
-from .reading import finding, pair_example, record_example, record_texts_of, shortened
+from prodsim.quality.reading import (
+    finding,
+    pair_example,
+    record_example,
+    record_texts_of,
+    several_grades,
+    shortened,
+)
 
 # %% ../../nbs/quality/14_labels.ipynb #a0b89331
 def likeness(
@@ -445,8 +452,7 @@ def rater_agreement(
     import krippendorff
 
     values = ratings.to_numpy(dtype=float)
-    several = (~np.isnan(values)).sum(axis=1) > 1
-    if ratings.shape[1] < 2 or several.sum() < 2 or len(np.unique(values[several][~np.isnan(values[several])])) < 2:
+    if not several_grades(ratings):
         raise ProdsimError("agreement needs two raters, two rows that both graded, and two different grades")
     alpha = partial(krippendorff.alpha, level_of_measurement=level)
     with np.errstate(all="ignore"):
@@ -457,18 +463,19 @@ def rater_agreement(
             both = ~np.isnan(values[:, i]) & (~np.isnan(others)).any(axis=1)
             median = np.nanmedian(others[both], axis=1)
             without = None
-            if others.shape[1] > 1:
+            if several_grades(pd.DataFrame(others)):
                 without = float(alpha(reliability_data=others.T))
             raters.append(
                 {
                     "rater": str(name),
                     "n": int((~np.isnan(values[:, i])).sum()),
-                    "mean": float(np.nanmean(values[:, i])),
-                    "same_as_median": float((values[both, i] == median).mean()),
-                    "mean_difference": float((values[both, i] - median).mean()),
+                    "mean": float(np.nanmean(values[:, i])) if not np.isnan(values[:, i]).all() else None,
+                    "same_as_median": float((values[both, i] == median).mean()) if both.any() else None,
+                    "mean_difference": float((values[both, i] - median).mean()) if both.any() else None,
                     "alpha_without": without,
                 }
             )
+    several = (~np.isnan(values)).sum(axis=1) > 1
     spread = np.nanmax(values[several], axis=1) - np.nanmin(values[several], axis=1)
     rows = np.flatnonzero(several)[np.argsort(-spread, kind="stable")]
     return {
@@ -483,7 +490,7 @@ def rater_agreement(
 
 def rating_findings(
     ratings: pd.DataFrame,  # one column a rater
-    records: pd.DataFrame,  # what was rated, row by row
+    records: pd.DataFrame,  # what was rated, row by row: where, and attributes
 ) -> tuple[list[dict], dict]:  # findings; what `rater_agreement` says
     "Where people disagree, and who stands apart."
     out: list[dict] = []
@@ -497,7 +504,9 @@ def rating_findings(
     alpha = agreement["alpha"]
     level = "error" if alpha < 0.4 else "warning" if alpha < 0.667 else "note"
     detail = f"Krippendorff's alpha is {alpha:.3f}"
-    out.append(finding(level, "raters_disagree", agreement["disagreed"], agreement["items"], shown, "items", detail))
+    counts = agreement["disagreed"], agreement["items"]
+    if agreement["disagreed"]:
+        out.append(finding(level, "raters_disagree", *counts, shown, "items", detail))
     for rater in agreement["raters"]:
         if rater["alpha_without"] is not None and rater["alpha_without"] > alpha + 0.05:
             same, gap = rater["same_as_median"], rater["mean_difference"]
@@ -528,7 +537,8 @@ def balance_findings(
         y = table["label"].to_numpy()
         share = y.mean()
         if share < 0.02 or share > 0.98 or y.sum() < LEAST:
-            shown = [pair_example(table, split, i) for i in np.flatnonzero(y == (share < 0.5))[:3]]
+            rare = np.flatnonzero(y == (share < 0.5))
+            shown = [pair_example(table, split, i) for i in (rare if len(rare) else np.arange(len(y)))[:3]]
             out.append(finding("warning", f"classes:{split}", min(y.sum(), len(y) - y.sum()), len(y), shown, "pairs"))
         s = lexical[split]
         bins = np.linspace(0, 1, 21)

@@ -19,7 +19,7 @@ from ..data import record_ids, repeated_pairs, seen_status
 from ..evaluation import best_threshold, pair_metrics
 from .duplicates import KEYS
 from .reading import finding, pair_example, record_texts_of
-from .values import to_number
+from .values import to_date, to_number
 
 # %% ../../nbs/quality/13_leakage.ipynb #c729050f
 def leakage_counts(
@@ -223,8 +223,8 @@ def split_difference(
     seed: int = 0,
 ) -> dict:  # auc, auc_by_chance (the 99 % band around 0.5), columns: drift of each
     """Can a model tell which split a pair is from? AUC of a logistic regression on words, out of fold: 0.5 where the
-    splits are alike. Beside it each column's drift: Kolmogorov–Smirnov for numbers and lengths, total variation for
-    categories, the difference in missing values, with p-values."""
+    splits are alike. Beside it each column's drift: Kolmogorov–Smirnov for numbers, dates and lengths, total variation
+    for categories, the difference in missing values, with p-values."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
@@ -283,6 +283,11 @@ def split_difference(
         known = [v.dropna() for v in values]
         if kind in ("price", "number"):
             compare(name, "value", *(to_number(v).dropna().to_numpy() for v in known))
+        elif kind == "date":
+            days = [to_date(v).dropna() for v in known]
+            compare(name, "date", *(d.astype("int64").to_numpy() for d in days))
+            if columns[-1]["what"] == "date":  # a day is read more easily than its number
+                columns[-1] |= {s: str(d.median().date()) for s, d in zip((one, other), days, strict=True)}
         elif kind == "category":
             counts = [v.value_counts() for v in known]
             both = pd.concat(counts, axis=1).fillna(0)
@@ -323,7 +328,8 @@ def _tell_difference(out: list, difference: dict, one: str, other: str, tables: 
     for column in difference["columns"]:
         if column["p_value"] * len(difference["columns"]) < 0.01 and column["difference"] > 0.05:
             level = "warning" if column["difference"] > 0.15 else "note"
-            values = [f"{s} {column[s]:.3g}" for s in (one, other) if column[s] is not None]
+            told = {s: column[s] for s in (one, other) if column[s] is not None}
+            values = [f"{s} {v if isinstance(v, str) else f'{v:.3g}'}" for s, v in told.items()]
             shown = [
                 {"where": f"{one} and {other}", "text": f"{column['column']}, {column['what']}: {', '.join(values)}"}
             ]

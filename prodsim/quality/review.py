@@ -509,7 +509,7 @@ def _csv_marks(path: Path, text: str) -> Iterator[tuple[int, dict]]:
 def _json_marks(path: Path, text: str) -> Iterator[tuple[int, dict]]:
     try:
         whole = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProdsimError(f"{path}: broken JSON ({error}); download it again") from None
     marks = whole.get("marks")
     if whole.get("format") != "prodsim-review-marks" or not isinstance(marks, list):
@@ -555,14 +555,23 @@ def read_trail(
             continue
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ProdsimError(f"{path}, line {number}: broken JSON; restore the trail from a copy") from None
-        if not isinstance(entry, dict) or set(_TRAIL_KEYS) - set(entry) or entry["verdict"] not in VERDICTS:
+        if not _is_entry(entry):
             raise ProdsimError(f"{path}, line {number}: no entry of an audit trail")
         if entry["new"] != VERDICTS[entry["verdict"]]:
             raise ProdsimError(f"{path}, line {number}: label {entry['new']} for verdict {entry['verdict']!r}: edited")
         out.append(entry)
     return out
+
+
+def _is_entry(entry: object) -> bool:
+    "Whether a line of a trail holds what an import writes, each value of its kind."
+    if not isinstance(entry, dict) or set(_TRAIL_KEYS) - set(entry):
+        return False
+    texts = [entry[key] for key in _TRAIL_KEYS if key not in ("old", "new", "reading")]
+    told = all(isinstance(text, str) for text in texts) and entry["verdict"] in VERDICTS
+    return told and type(entry["reading"]) is int and all(entry[key] in (0, 1, None) for key in ("old", "new"))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import math
 import random
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -188,7 +189,7 @@ def split_pairs(
     by: str = "cluster",  # "record", "cluster", "time" or "source": what is never divided
     column: str | Sequence | None = None,  # time, source: an attribute, or one value per pair (source: or two, (n, 2))
     shares: Sequence[float] = (3, 1, 1),  # train, valid, test, in any unit; 0 leaves valid or test out
-    strata: str | Sequence | None = None,  # an attribute (the left one's value), or one value per pair
+    strata: str | Sequence | None = None,  # an attribute (its left value), or one value per pair; rare ones as one
     seed: int = 0,  # of the search and of the order of rows
     sweeps: int = 600,  # see `partition`
 ) -> tuple[DatasetDict, dict]:  # the splits; the report: what was lost and what each split holds, JSON-ready
@@ -207,7 +208,7 @@ def split_pairs(
     if "label" not in whole.column_names or None in whole["label"]:
         raise ProdsimError("every pair needs a label 0 or 1 to be split; these have none or gaps")
     frame, counts = _distinct(whole)
-    cells = _cells(whole, frame, strata)
+    cells = _cells(whole, frame, strata, min(wanted.values()))
     if by == "time":
         side = _by_time(_values(whole, column, "time")[frame["row"]].max(axis=1), list(wanted.values()))
     else:
@@ -304,8 +305,10 @@ def _values(whole: Dataset, column: str | Sequence, what: str) -> np.ndarray:  #
     return np.repeat(values, 2, axis=1) if values.shape[1] == 1 else values
 
 
-def _cells(whole: Dataset, frame: pd.DataFrame, strata: str | Sequence | None) -> list[int]:
-    "The cell of each distinct pair: its label, within its stratum where one is asked for."
+def _cells(whole: Dataset, frame: pd.DataFrame, strata: str | Sequence | None, least: float) -> list[int]:
+    """The cell of each distinct pair: its label, within its stratum where one is asked for.
+
+    Cells too small to give the split of the least share a pair are put together: alone, each would lie in train."""
     if strata is None:
         return frame["label"].astype(int).tolist()
     if isinstance(strata, str):
@@ -315,7 +318,9 @@ def _cells(whole: Dataset, frame: pd.DataFrame, strata: str | Sequence | None) -
     if len(strata) != len(whole):
         raise ProdsimError(f"{len(strata)} strata for {len(whole)} pairs: there must be one per pair")
     named = ["" if value is None else str(value) for value in np.asarray(strata, dtype=object)[frame["row"]]]
-    cells = [(name, int(label)) for name, label in zip(named, frame["label"], strict=True)]
+    cells = [(True, name, int(label)) for name, label in zip(named, frame["label"], strict=True)]
+    counts = Counter(cells)
+    cells = [cell if counts[cell] * least >= 1 else (False, "", cell[2]) for cell in cells]
     number = {cell: i for i, cell in enumerate(sorted(set(cells)))}
     return [number[cell] for cell in cells]
 

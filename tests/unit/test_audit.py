@@ -131,6 +131,24 @@ def test_injected_leaks_and_contradictions_are_named(little):
     assert set(by_name["pairs_again_contradicting"]["where"]) == {f"test {i}" for i in range(5)}
     assert set(by_name["pairs_again"]["where"]) == {f"test {i}" for i in [*range(12), *range(20, 32)]}
     assert by_name["labels_contradict"]["count"] == 10
+    twice = found["duplicates"]
+    assert twice["exact_across_splits"] >= 24 and twice["exact"] == sum(
+        twice[f"exact_{where}"] for where in ("inside_a_split", "across_splits")
+    )
+
+
+def test_near_duplicates_are_counted_inside_a_split_and_across(little):
+    train, test = (little[s].to_pandas() for s in ("train", "test"))
+    typed = pd.concat([train.iloc[:7], test.iloc[:4]])
+    for column in ("left_title", "right_title"):
+        typed[column] = [" ".join([*t.split()[2:], *t.split()[:2]]) for t in typed[column]]
+    spoilt = Dataset.from_pandas(pd.concat([train, typed], ignore_index=True))
+    before, after = (
+        audit_data(DatasetDict(little | {"train": part}), label_model=False)["duplicates"]
+        for part in (little["train"], spoilt)
+    )
+    grown = {k: after[k] - before[k] for k in ("near", "near_inside_a_split", "near_across_splits", "exact")}
+    assert grown == {"near": 11, "near_inside_a_split": 7, "near_across_splits": 4, "exact": 0}
 
 
 def test_turned_labels_are_suspected(little):
@@ -207,6 +225,9 @@ def test_a_split_that_cannot_be_read_leaves_the_others(tmp_path, content):
     found = audit_data(tmp_path / "pairs", label_model=False)
     assert {s: part["rows"] for s, part in found["splits"].items()} == {"train": 40, "valid": 20}
     assert names(found["findings"])["broken_file"]["where"] == ["test.csv"]
+    (tmp_path / "pairs" / "test.csv").rename(tmp_path / "pairs" / "test.parquet")
+    assert set(audit_data(tmp_path / "pairs", label_model=False)["splits"]) == {"train", "valid"}
+    (tmp_path / "pairs" / "test.parquet").rename(tmp_path / "pairs" / "test.csv")
     for split in ("train", "valid"):
         (tmp_path / "pairs" / f"{split}.csv").write_bytes(content)
     with pytest.raises(ProdsimError, match="nothing of it can be read"):
@@ -263,6 +284,52 @@ def test_one_id_for_two_offers(tmp_path):
     (tmp_path / "offers.csv").write_text("id,title\n1,red lamp\n1,blue desk\n2,green chair\n")
     found = names(audit_data(tmp_path / "offers.csv")["findings"])
     assert found["id_twice"]["count"] == 1 and found["id_twice"]["level"] == "error"
+
+
+def test_pairs_that_several_people_labelled(tmp_path, capsys):
+    "Their agreement is told of the pairs, their majority is the label, ties and slips are named."
+    pairs = little_pairs(seed=4, train=60, valid=30, test=30)
+    votes = {s: part.to_pandas() for s, part in pairs.items()}
+    for table in votes.values():
+        for name in ("ann", "bob", "cy"):
+            table[f"label_{name}"] = table["label"].astype(object)
+        table.loc[table.index % 4 == 0, "label_cy"] = 1 - table["label"]
+        table.loc[2, ["label_ann", "label_bob", "label_cy"]] = [1, 0, None]  # a tie
+    votes["train"].loc[5, "label_bob"] = "maybe"
+    for s, table in votes.items():
+        table.drop(columns="label").to_csv(tmp_path / f"{s}.csv", index=False)
+    found = audit_data(tmp_path, label_model=False)
+    kept = {s: table["label"].drop(index=2) for s, table in votes.items()}
+    assert found["splits"] == {s: {"rows": len(y), "positives": int(y.sum())} for s, y in kept.items()}
+    whole = pd.concat([t.drop(index=2) for t in votes.values()])[["label_ann", "label_bob", "label_cy"]]
+    agreement = rater_agreement(whole.apply(pd.to_numeric, errors="coerce"))
+    assert found["ratings"] == json.loads(json.dumps(agreement)) and agreement["raters"][2]["alpha_without"] == 1
+    by_name = names(found["findings"])
+    assert by_name["rater_stands_apart:label_cy"]["level"] == "warning" and "label" not in by_name
+    assert by_name["raters_disagree"]["examples"][0]["where"].startswith("train ")
+    places = [f"{s}, row 2" for s in ("test", "train", "valid")]
+    assert sorted(by_name["broken_file"]["where"]) == sorted([*places, "train, row 5"])
+    votes["train"].to_csv(tmp_path / "one.csv", index=False)  # a label of its own stays the label
+    assert audit_data(tmp_path / "one.csv", label_model=False)["splits"]["test"]["rows"] == 60
+    command = ["audit", str(tmp_path / "one.csv"), "--model", "none", "--rater"]
+    assert main([*command, "label_ann", "--rater", "label_bob", "--html", str(tmp_path / "page.html")]) == 0
+    assert "label_bob" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert main([*command, "label_ann", "--rater", "label_ann"]) == 2 and "twice" in capsys.readouterr().err
+
+
+def test_grades_whose_agreement_cannot_be_told_are_columns_like_others(tmp_path):
+    n = 40
+    columns = {"rating_1": [3] * n, "rating_2": [3] * n}  # one grade alone
+    table = pd.DataFrame({"title": [f"acme lamp {i}" for i in range(n)], **columns})
+    assert "ratings" not in audit_data(table)
+    table["rating_1"] = np.arange(n) % 4
+    table["rating_3"] = [2] + [None] * (n - 1)
+    ratings = audit_data(table)["ratings"]  # without the first, the others gave one grade
+    assert ratings["raters"][0]["alpha_without"] is None and ratings["raters"][2]["n"] == 1
+    table["rating_2"], table["rating_3"] = table["rating_1"], table["rating_1"]
+    report = audit_data(table)
+    assert report["ratings"]["alpha"] == 1 and "raters_disagree" not in names(report["findings"])
+    assert "–" in html_report({**report, "ratings": ratings})
 
 
 def test_stored_costs_keep_their_bounds():

@@ -41,6 +41,23 @@ def test_clean_keeps_rows_and_raw_text(shop, capsys):
     assert rows[0]["raw_title"].startswith("ＡＣＭＥ") and rows[0]["title"].startswith("ACME")
     assert "no such file" in refused(capsys, shop, "clean", shop / "none.csv", "--out", shop / "x.csv")
     assert ".csv" in refused(capsys, shop, "clean", shop / "offers.csv", "--out", shop / "x.doc")
+    (shop / "folder.csv").mkdir()
+    clean = ("clean", shop / "offers.csv", "--out")
+    assert "folder.csv: name a file" in refused(capsys, shop, *clean, shop / "folder.csv")
+    assert "stays as it is" in refused(capsys, shop, *clean, shop / "pairs" / ".." / "offers.csv")
+    assert "names with commas" in refused(capsys, shop, *clean, shop / "x.csv", "--columns", "title,")
+    one = ("--rules", "html, width", "--rules", "unit", "--json")
+    assert {r["rule"] for r in json.loads(called(capsys, *clean, shop / "y.csv", *one)[1])["rules"]} == {
+        "html",
+        "width",
+    }
+
+
+def test_a_table_shows_text_as_it_is(shop, capsys):
+    "Neither marks nor pictures are made of what stands in the data."
+    (shop / "marked.csv").write_text("id,title\n1,[/b]  [red] :date: lamp\n", encoding="utf-8")
+    code, out, err = called(capsys, "clean", shop / "marked.csv", "--out", shop / "clean.csv")
+    assert code == 0 and "[/b] [red] :date: lamp" in " ".join(out.split()), (out, err)
 
 
 def test_split_leaves_no_record_on_two_sides(shop, capsys):
@@ -82,6 +99,12 @@ def test_repeats_are_dropped(shop, capsys):
     assert code == 0
     report, after = json.loads(out), load_pairs(shop / "once")
     assert report["repeated"] == sum(map(len, before.values())) - sum(map(len, after.values()))
+    both = "left_title,right_title,label\nred lamp,lamp,1\nred lamp,lamp,0\n"
+    (shop / "torn").mkdir()
+    for split in ("train", "test"):
+        (shop / "torn" / f"{split}.csv").write_text(both)
+    command = ("dedupe-pairs", shop / "torn", "--out", shop / "x", "--conflicts", "drop")
+    assert "nothing would be left of the split train" in refused(capsys, shop, *command)
 
 
 def test_augmented_training_pairs_and_untouched_test(shop, capsys):
@@ -90,6 +113,8 @@ def test_augmented_training_pairs_and_untouched_test(shop, capsys):
     before, after = load_pairs(shop / "pairs"), load_pairs(shop / "more")
     assert len(after["train"]) > len(before["train"])
     assert after["test"]["label"] == before["test"]["label"]
+    assert "not empty" in refused(capsys, shop, "augment", shop / "pairs", "--out", shop / "pairs")
+    assert "from 0" in refused(capsys, shop, "augment", shop / "pairs", "--out", shop / "x", "--negatives", "inf")
 
 
 def test_review_goes_out_and_comes_back(shop, capsys):
@@ -117,6 +142,9 @@ def test_review_goes_out_and_comes_back(shop, capsys):
     code, out, _ = called(capsys, *apply)
     mended = load_pairs(shop / "mended")["train"]["label"]
     assert code == 0 and len(json.loads(out)["changed"]) == sum(pairs["train"]["label"]) - sum(mended)
+    assert "not empty" in refused(capsys, shop, *apply[:-2], shop / "pairs")
+    (shop / "folder.html").mkdir()
+    assert "is a folder" in refused(capsys, shop, "review", "export", shop / "pairs", "--out", shop / "folder.html")
     both = ("--doubts", shop / "doubt.csv", "--probabilities", shop / "doubt.csv")
     assert "not both" in refused(capsys, shop, "review", "export", shop / "pairs", "--out", shop / "q.html", *both)
     assert ".html" in refused(capsys, shop, "review", "export", shop / "pairs", "--out", shop / "q.doc", *options)
@@ -126,5 +154,12 @@ def test_faults_and_audit_cost_refuse_what_they_cannot_read(shop, capsys):
     out = ("--out", shop / "kept")
     said = refused(capsys, shop, "faults", shop / "pairs", *out, "--condition", "typos")
     assert "typos" in said and "noise 10%" in said
+    (shop / "kept.txt").write_text("mine")
+    assert "is a file" in refused(capsys, shop, "faults", shop / "pairs", "--out", shop / "kept.txt")
+    (shop / "test.csv").write_text("left_title,right_title,label\nred lamp,lamp,1\n")
+    assert "no split train" in refused(capsys, shop, "faults", shop / "test.csv", *out)
+    work = ("--labels", "comparisons", "--work", shop / "kept.txt")
+    assert "is a file" in refused(capsys, shop, "audit", shop / "pairs", "--model", "none", *work)
+    assert "--frozen" in refused(capsys, shop, "audit", shop / "pairs", "--model", "none", "--frozen")
     assert "whole numbers" in refused(capsys, shop, "audit-cost", "--sizes", "10,many", "--out", shop / "cost.json")
     assert ".json" in refused(capsys, shop, "audit-cost", "--sizes", "10", "--out", shop / "cost.csv")

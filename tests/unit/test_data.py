@@ -246,7 +246,7 @@ BAD_PAIRS = {
         [f"byte {len(HEAD) + len(LONG.encode()) * 4000}"],
     ),
     "cut character": ("a.txt", "COL t VAL 灯".encode()[:-1], ["byte 10"]),
-    "utf-16": ("a.csv", HEAD.encode("utf-16"), ["byte"]),
+    "utf-16": ("a.csv", HEAD.encode("utf-16"), ["UTF-16"]),
     "too many fields": ("a.csv", HEAD + "a,b,1\na,b,c,1\n", ["line 3", "4 fields", "3"]),
     "too few fields": ("a.tsv", "left_t\tright_t\tlabel\na\tb\n", ["line 2", "2 fields"]),
     "Ditto fields": ("a.txt", "COL t VAL a\tCOL t VAL b\tc\t1\n", ["line 1", "4 fields"]),

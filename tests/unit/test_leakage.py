@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from prodsim.data import repeated_pairs, seen_status
 from prodsim.quality.audit import audit_data
-from prodsim.quality.leakage import leakage_counts, one_to_one_scores, split_difference
+from prodsim.quality.leakage import difference_findings, leakage_counts, one_to_one_scores, split_difference
 from prodsim.quality.reading import open_for_audit, record_table
 from prodsim.quality.values import column_kinds
 from prodsim.shop import simulate
@@ -74,6 +74,18 @@ def test_leakage_counts_agree_with_counting_by_hand(rows, random):
     assert counts["pairs_again"] == len(again) == len(repeated_pairs(pairs))
     assert counts["pairs_again_contradicting"] == sum(1 - y in labels[frozenset((a, b))] for a, b, y in again)
     assert len(seen_status(pairs)) == len(name) - cut
+
+
+def test_a_test_split_of_later_days_drifts(little):
+    "Dates are compared as days, and told as days."
+    tables = open_for_audit(little)[1]
+    for k, table in enumerate(tables.values()):
+        for side in ("left", "right"):
+            table[f"{side}_listed"] = [f"2024年{1 + k}月{1 + i % 28}日" for i in range(len(table))]
+    kinds = column_kinds(record_table("pairs", tables))
+    found = {f["name"]: f for f in difference_findings(tables, kinds)[0]}
+    late = found["drift:listed:valid:test"]
+    assert late["level"] == "warning" and "valid 2024-02-13, test 2024-03-13" in late["examples"][0]["text"]
 
 
 def test_splits_that_differ_and_splits_that_do_not(little):

@@ -495,7 +495,7 @@ def test_pairs_of_offers_by_hand():
     assert sorted(sum(map(list, products), [])) == list("abcdef")  # each in one split
     for part, size in zip(pairs.values(), report["splits"].values(), strict=True):
         assert size["positives"] == sum(part["label"]) == size["products"] and size["rows"] == len(part)
-    again = pair_records(OFFERS.rename(columns={"id": "number"}), "gtin", ["title"], non_matches=1)[0]
+    again = pair_records(OFFERS.rename(columns={"id": "number"}), "gtin", ["title", "title"], non_matches=1)[0]
     assert [p["left_title"] for p in again.values()] == [p["left_title"] for p in pairs.values()]  # ids are made
 
 

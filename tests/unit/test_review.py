@@ -709,12 +709,19 @@ def test_verdicts_can_come_by_pair_id_alone(tmp_path, pairs, queue):
     assert [m["who"] for m in read_marks(path)] == ["ann"]
 
 
+ENTRY = dict.fromkeys(("pair_id", "verdict", "words", "who", "when", "queue", "source"), "match")
+ENTRY |= {"old": 0, "new": 1, "reading": 1}
+WRONG = {"when": 5, "verdict": ["match"], "who": None, "reading": "1", "pair_id": 3, "words": None, "old": "0"}
+
+
 @pytest.mark.parametrize(
     "line, says",
     [
         ('{"pair_id": "x"', "line 2: broken JSON"),
         ('{"pair_id": "x"}', "line 2: no entry"),
         ("[1]", "line 2: no entry"),
+        ("[" * 10**5, "line 2: broken JSON"),
+        *((json.dumps(ENTRY | {key: value}), "line 2: no entry") for key, value in WRONG.items()),
     ],
 )
 def test_a_damaged_trail_is_refused_and_kept(tmp_path, pairs, queue, line, says):

@@ -174,6 +174,16 @@ def test_strata_are_met_too():
     assert {n: len(p) for n, p in given_values.items()} == {n: len(p) for n, p in splits.items()}
 
 
+def test_strata_of_one_pair_each_do_not_empty_a_split():
+    rows = [(f"a{i}", f"b{i}", int(i % 5 == 0)) for i in range(300)]
+    price = [str(i if i % 3 else 7) for i in range(300)]  # a third has one price, each other pair its own
+    splits, report = split_pairs(pairs_of(rows, left_price=price, right_price=price), strata="price")
+    assert all(
+        abs(len(splits[s]) / 300 - share) < 0.03 for s, share in {"train": 0.6, "valid": 0.2, "test": 0.2}.items()
+    )
+    assert report["cut"] == 0 and abs(sum(p == "7" for p in splits["test"]["left_price"]) - 20) <= 3
+
+
 def test_repeats_count_once_and_contradictions_not_at_all():
     rows = [(f"a{i}", f"b{i}", 1) for i in range(20)]
     rows += [("A 0", "B-0!", 1), ("b1", "a1", 1), ("a2", "b2", 0)]

@@ -12,6 +12,7 @@ from prodsim.quality.values import (
     check_values,
     column_kinds,
     column_numbers,
+    coverage,
     to_date,
     to_number,
     usual_range,
@@ -37,8 +38,11 @@ def test_numbers_and_dates():
     assert numbers.tolist() == pytest.approx(list(written.values()), rel=1e-12)
     none = ["DVM-60 2 PK", "535609 5 PK", "12E4", "12 PK/12 OZ"]  # a hyphen after a letter, two numbers, a code
     assert to_number(pd.Series(none, dtype=object)).isna().all()
-    days = to_date(pd.Series(["2024-05-31", "31.05.2024", "5/31/2024", "2024-02-30", "soon"], dtype=object))
-    assert (days[:3] == pd.Timestamp("2024-05-31")).all() and days[3:].isna().all()
+    days = to_date(
+        pd.Series(["2024-05-31", "31.05.2024", "5/31/2024", "2024年5月31日", "2024-02-30", "soon"], dtype=object)
+    )
+    assert (days[:4] == pd.Timestamp("2024-05-31")).all() and days[4:].isna().all()
+    assert to_date(pd.Series(["2024/5/3", "2024-5-3 9:30"], dtype=object)).dt.day.tolist() == [3, 3]
 
 
 def test_impossible_values_are_named():
@@ -64,6 +68,38 @@ def test_impossible_values_are_named():
     for name, places in where.items():
         assert found[name]["where"] == places, name
     assert found["missing:title"]["count"] == 34 and {"currencies_mixed:price", "units_mixed:title"} <= set(found)
+
+
+def test_chinese_prices_dates_and_sources():
+    price = [f"{100 + i % 50}元" for i in range(40)]
+    price[3], price[5], price[7] = "0元", "99999999元", "$120"
+    day = [f"2024年{1 + i % 12}月{1 + i % 28}日" for i in range(40)]
+    day[2], day[4], day[6] = "2024年2月30日", "2999年1月1日", "2024-3-5"
+    columns = {
+        "售价": price,
+        "标价": [p.rstrip("元$") for p in price],
+        "上架": day,
+        "评价": [str(i % 5) for i in range(40)],
+    }
+    records = records_of(**columns, merchant_id=[str(i % 3) for i in range(40)])
+    kinds = column_kinds(records)
+    assert kinds == {"售价": "price", "标价": "price", "上架": "date", "评价": "number", "merchant_id": "number"}
+    found = names(check_values(records, kinds))
+    for name, row in {"price_not_positive:售价": 3, "price_far_out:售价": 5, "currencies_mixed:售价": 7}.items():
+        assert found[name]["where"] in ([f"row {row}"], []) and str(price[row]) in found[name]["examples"][0]["text"]
+    assert found["not_a_date:上架"]["where"] == ["row 2"] and found["date_out_of_range:上架"]["where"] == ["row 4"]
+    assert [c["records"] for c in coverage(records, kinds)["merchant_id"]] == [14, 13, 13]  # sources by number
+    same = records_of(price=[f"USD {i + 9}" if i % 2 else f"${i + 9}" for i in range(40)])
+    assert not check_values(same, column_kinds(same))  # two ways to write one currency
+
+
+def test_ounces_beside_millilitres_are_mixed_and_beside_pounds_are_not():
+    can = [f"{8 + i % 9} oz" if i % 3 else "355 ml" for i in range(60)]
+    meat = [f"{8 + i % 9} oz" if i % 3 else "500 ml" if i % 2 else f"{1 + i % 4} lb" for i in range(60)]
+    records = records_of(size=can, pack=meat)
+    found = names(check_values(records, column_kinds(records)))
+    assert found["units_mixed:size"]["count"] == 20 and "ml 20" in found["units_mixed:size"]["effect"]
+    assert "ml" not in found["units_mixed:pack"]["effect"].partition(".")[0]
 
 
 def test_numbers_that_cannot_be_are_named_and_sound_ones_are_not():
@@ -137,6 +173,15 @@ def test_damaged_text_is_named_and_sound_text_is_not():
     found = names(check_text(records, {"title": "text"}))
     for i, name in enumerate(BROKEN):
         assert found[name]["where"] == [f"row {i}"], name
+
+
+def test_chinese_read_as_gbk_and_a_column_in_two_forms():
+    simplified, traditional = [f"蓝牙耳机 {i}" for i in range(40)], [f"藍牙耳機 {i}" for i in range(5)]
+    found = names(check_text(records_of(title=[*simplified, *traditional, "鎵嬫満 64GB"]), {"title": "text"}))
+    assert found["mojibake"]["where"] == ["row 45"] and clean_text("鎵嬫満 64GB") == "手机 64GB"
+    assert found["simplified_traditional_mix"]["where"] == [f"row {i}" for i in range(40, 45)]
+    for titles in (simplified, traditional, [*simplified, traditional[0]]):  # one name in the other form is a name
+        assert not check_text(records_of(title=titles), {"title": "text"})
 
 
 def test_languages_side_by_side():
