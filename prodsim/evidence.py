@@ -320,9 +320,10 @@ SYSTEMS = {
     "cross-pairs": "cross-encoder, pairs alone",
     "bi": "bi-encoder, groups",
     "cross": "cross-encoder, started from it",
-    "best": "best: comparisons, bi- and cross-encoder",
+    "three": "three: comparisons, bi- and cross-encoder",
+    "best": "best: known products and a bi-encoder",
 }
-TRAINED = ("comparisons", "products", "fast", "cross-pairs", "bi", "cross", "best")
+TRAINED = ("comparisons", "products", "fast", "cross-pairs", "bi", "cross", "three", "best")
 
 
 def _in_order(table: pd.DataFrame) -> list[str]:

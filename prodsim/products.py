@@ -225,7 +225,6 @@ def product_vectors(
     known: KnownRecords,  # of the training pairs
     judges: Sequence,  # a lightgbm.Booster of comparison vectors per fold
     apart: np.ndarray | None = None,  # training pairs only: shape (known records,), see `record_groups`
-    leave_out: bool = True,  # the pair's own records, too; False only to show what then happens
 ) -> pd.DataFrame:  # one row a pair, columns known.words.… and known.judged.…, see COLUMNS
     """Pairs held against what training pairs know of other records; with `apart`, of other kinds of products only, as
     if theirs were new. Raises ProdsimError if an attribute is missing."""
@@ -246,7 +245,7 @@ def product_vectors(
         _judge(judged, cells, near, comparer, known, judges)
         for a, b in zip(*two, strict=True):
             ends = [here[a], here[b]]
-            without = unknown[ends[0]] | unknown[ends[1]] if leave_out else frozenset()
+            without = unknown[ends[0]] | unknown[ends[1]]
             key = without if kinds is None else frozenset(kind[k] for k in ends)
             if key not in torn:
                 torn = {} if kinds is None else torn  # pairs of records seldom come again, kinds do

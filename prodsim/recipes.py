@@ -161,8 +161,9 @@ def load_stack(
 # %% ../nbs/55_recipes.ipynb #67d806ab
 _SETTINGS = {"comparisons": comparison_arguments, "products": product_arguments}  # of members without an encoder
 STACKS = {  # name → its members, each a recipe by name with some fields changed
-    "best": {"comparisons": {}, "bi": {}, "cross": {}},
+    "best": {"products": {}, "bi": {}},
     "fast": {"products": {}, "bi": {"epochs": "80 steps"}},
+    "three": {"comparisons": {}, "bi": {}, "cross": {}},
 }
 
 

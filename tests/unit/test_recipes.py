@@ -226,7 +226,8 @@ def test_a_trainer_of_another_package_is_asked_for_its_own_fields_only(tmp_path,
 
 
 def test_what_a_recipe_repeats():
-    assert repeated_recipes("best") == ("comparisons", "bi", "cross") and repeated_recipes("cross") == ("bi",)
+    assert repeated_recipes("best") == ("products", "bi") and repeated_recipes("cross") == ("bi",)
+    assert repeated_recipes("three") == ("comparisons", "bi", "cross")
     assert repeated_recipes("fast") == ("products",), "its bi-encoder is a shorter one"
     assert repeated_recipes("cross", {"start_epochs": 3}) == () == repeated_recipes("bi")
     assert repeated_recipes("best", {"model": "bert"}) == ()
