@@ -237,7 +237,7 @@ def test_what_a_recipe_repeats():
 @pytest.mark.parametrize(
     "recipe, options, message",
     [
-        ("worst", {}, "recipe 'worst' is unknown: choose one of best, fast, comparisons"),
+        ("worst", {}, "recipe 'worst' is unknown: choose one of best, fast, three, comparisons"),
         ("comparisons", {"changes": {"epochs": 3}}, "--epochs is of encoders"),
         ("comparisons", {"changes": {"drop": "colours"}}, "drop 'colours': choose from words"),
         ("comparisons", {"changes": {"vocabulary": "latin"}}, "vocabulary 'latin'"),
