@@ -111,7 +111,7 @@ def test_order_of_files_and_missing_test_split(little):
     only = audit_data(DatasetDict(train=little["train"]), label_model=False)
     assert only["leakage"]["pairs_again"] is None and only["shortcuts"]["one_to_one_f1"] is None
     assert only["labels"] == {
-        **{"suspects": 0, "suspect_ids": [], "suspect_rows": [], "from": None, "shown": []},
+        **{"suspects": 0, "suspect_ids": [], "suspect_rows": [], "from": None, "shown": [], "auc": None},
         "also_named": 0,
     }
 

@@ -9,6 +9,7 @@ from prodsim.core import ProdsimError
 from prodsim.quality.labels import (
     DOUBT,
     HEARD,
+    WEAK,
     boosted,
     evidence,
     fold_groups,
@@ -110,6 +111,20 @@ def test_a_suspect_that_another_finding_names_is_said_to_be_the_same_row(little)
     assert found[0]["effect"].startswith("2 of these rows stand under transitivity or labels_contradict as well. ")
     found, numbers, _ = suspect_findings({"train": table}, {}, probabilities=ids.assign(probability=p))
     assert numbers["also_named"] == 0 and not found[0]["effect"].startswith("0")
+
+
+def test_a_judge_that_knows_little_calls_no_error(little):
+    "Probabilities that say nothing of the labels: the finding says so, and does not say: do not train."
+    tables = open_for_audit(little)[1]
+    whole = pd.concat(tables.values(), ignore_index=True)
+    y = whole["label"].to_numpy()
+    rng = np.random.default_rng(0)
+    sure = np.where((y == 1) ^ (rng.random(len(y)) < 0.15), 0.95, 0.05)
+    for p, level in ((rng.uniform(0.3, 0.7, len(y)), "warning"), (sure, "error")):
+        given = whole[["left_id", "right_id"]].assign(probability=p)
+        found, numbers, _ = suspect_findings(tables, {}, probabilities=given)
+        assert (numbers["auc"] < WEAK) == ("AUC" in found[0]["effect"]) == (level == "warning")
+        assert found[0]["level"] == level and found[0]["count"] > 0.1 * len(y)
 
 
 def test_rows_of_a_record_stay_in_one_fold(little):
