@@ -6,8 +6,8 @@
 __all__ = ['GRAMS', 'GROUPS', 'TREES', 'ROUNDS', 'VERSION', 'VOCABULARIES', 'words', 'squash', 'codes', 'amount', 'Facts',
            'text_facts', 'compare_words', 'compare_codes', 'compare_numbers', 'gram_counts', 'gram_weights',
            'gram_vectors', 'row_products', 'Comparer', 'comparison_group', 'known_values', 'held_out_vectors',
-           'boosted', 'ComparisonModel', 'comparison_arguments', 'train_comparisons', 'write_comparer', 'read_comparer',
-           'save_comparisons', 'load_comparisons']
+           'boosted_trees', 'ComparisonModel', 'comparison_arguments', 'train_comparisons', 'write_comparer',
+           'read_comparer', 'save_comparisons', 'load_comparisons']
 
 # %% ../nbs/42_comparisons.ipynb #0343fb9e
 import json
@@ -378,7 +378,7 @@ ROUNDS = 300  # trees
 VERSION = 3  # of what a comparison vector holds: a model of another one would be read wrongly
 
 
-def boosted(
+def boosted_trees(
     vectors: pd.DataFrame,  # one row a pair
     labels: np.ndarray,  # shape (pairs,), 0 or 1
     seed: int = 0,  # of the rows and columns each tree may look at
@@ -474,7 +474,7 @@ def train_comparisons(
     new, tried = comparer.compare(pairs["valid"]), {}
     for words_of in VOCABULARIES[1:] if vocabulary == "auto" else (vocabulary,):
         vectors = comparer.compare(pairs["train"]) if words_of == "known" else held_out_vectors(comparer, pairs, seed)
-        trees = boosted(vectors, labels["train"], seed, rounds, pair_weights(pairs["train"]))
+        trees = boosted_trees(vectors, labels["train"], seed, rounds, pair_weights(pairs["train"]))
         scores = trees.predict(new).astype(np.float32)
         tried[words_of] = (average_precision_score(labels["valid"], scores), trees, scores)
     chosen = max(tried, key=lambda words_of: tried[words_of][0])

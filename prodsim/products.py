@@ -24,7 +24,7 @@ from prodsim.comparisons import (
     ROUNDS,
     TREES,
     Comparer,
-    boosted,
+    boosted_trees,
     comparison_group,
     gram_vectors,
     held_out_vectors,
@@ -201,7 +201,7 @@ def fold_judges(
     "Boosted comparisons that have not seen one fold each."
     parts = [np.flatnonzero(fold != k) for k in range(fold.max() + 1)]
     return [
-        boosted(vectors.iloc[rows], labels[rows], seed, rounds, None if weights is None else weights[rows])
+        boosted_trees(vectors.iloc[rows], labels[rows], seed, rounds, None if weights is None else weights[rows])
         for rows in parts
     ]
 
@@ -240,7 +240,7 @@ def product_vectors(
         words = (record_vectors(comparer, cells) @ there).toarray()
         kind = [None if kinds is None else apart[x] for x in own]
         unknown = [frozenset({x} - {None}) if kinds is None else kinds[g] for x, g in zip(own, kind, strict=True)]
-        near = [_nearest(words[k], unknown[k]) for k in range(len(cells))]
+        near = [_closest_known(words[k], unknown[k]) for k in range(len(cells))]
         judged = np.zeros_like(words)
         _judge(judged, cells, near, comparer, known, judges)
         for a, b in zip(*two, strict=True):
@@ -257,7 +257,7 @@ def product_vectors(
     return pd.DataFrame(rows, columns=columns, dtype=np.float64)
 
 
-def _nearest(like: np.ndarray, without: frozenset[int]) -> list[int]:
+def _closest_known(like: np.ndarray, without: frozenset[int]) -> list[int]:
     "Known records most like one: one more than NEAREST, since the other record of a pair is left out, too."
     like = like.copy()
     like[list(without)] = -1
@@ -362,7 +362,7 @@ def twice_boosted(
     both = pd.concat([pd.concat([compared, found], axis=1) for found in (asked, as_new)], ignore_index=True)
     counts = np.r_[one, new * one]
     rows = counts > 0
-    return boosted(both[rows], np.r_[labels, labels][rows], seed, rounds, counts[rows])
+    return boosted_trees(both[rows], np.r_[labels, labels][rows], seed, rounds, counts[rows])
 
 # %% ../nbs/43_products.ipynb #66185fed
 def save_products(
@@ -462,8 +462,8 @@ def train_products(
     ways = {WITH: (twice_boosted(compared["train"], asked["train"], as_new, *settings), wide)}
     if known == "auto":
         held_out = held_out_vectors(comparer, pairs, seed)
-        ways["words known"] = boosted(compared["train"], *settings), compared["valid"]
-        ways["words held out"] = boosted(held_out, *settings), compared["valid"]
+        ways["words known"] = boosted_trees(compared["train"], *settings), compared["valid"]
+        ways["words held out"] = boosted_trees(held_out, *settings), compared["valid"]
     scores = {way: trees.predict(vectors).astype(np.float32) for way, (trees, vectors) in ways.items()}
     reached = {way: float(average_precision_score(labels["valid"], s)) for way, s in scores.items()}
     chosen = max(reached, key=reached.get)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from prodsim import products
 from prodsim.cli import main
-from prodsim.comparisons import Comparer, boosted, train_comparisons
+from prodsim.comparisons import Comparer, boosted_trees, train_comparisons
 from prodsim.core import ProdsimError
 from prodsim.data import save_pairs
 from prodsim.encoders import load_model
@@ -169,7 +169,7 @@ def test_validation_pairs_choose(shop, monkeypatch):
     tried = chosen["average_precision"]
     assert set(tried) == {"known products", "words known", "words held out"}
     assert tried[chosen["chosen"]] == max(tried.values()) and chosen["used"] == (chosen["chosen"] == "known products")
-    monkeypatch.setattr(products, "twice_boosted", lambda compared, asked, new, labels, *rest: boosted(
+    monkeypatch.setattr(products, "twice_boosted", lambda compared, asked, new, labels, *rest: boosted_trees(
         pd.concat([compared, asked], axis=1), 1 - labels, *rest))  # fmt: skip
     without = train_products(shop, rounds=15)
     assert not without.run["known"]["used"] and without.known is None and without.judges == []
