@@ -62,7 +62,9 @@ def evaluate(
     started = time.perf_counter()
     scores = np.asarray(model.score(pairs[split], progress=progress), dtype=np.float32)  # as they are stored
     seconds = time.perf_counter() - started
-    metrics = report(np.asarray(pairs[split]["label"][:]), scores, threshold, seen_status(pairs, split), n_resamples, seed)
+    metrics = report(
+        np.asarray(pairs[split]["label"][:]), scores, threshold, seen_status(pairs, split), n_resamples, seed
+    )
     return {**metrics, "split": split, "threshold_from": chosen_on, "pairs_per_second": len(scores) / seconds}, scores
 
 # %% ../nbs/60_evidence.ipynb #9282648b

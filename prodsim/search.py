@@ -186,7 +186,7 @@ class LateReader:
     ) -> np.ndarray:  # (pairs,) -1 to 1
         "How well the product's words answer the query's."
         queries = list(dict.fromkeys(pairs["left_text"]))
-        asked, products = dict(zip(queries, self.states(queries), strict=True)), self.states(list(pairs["right_text"][:]))
+        asked, products = dict(zip(queries, self.states(queries), strict=True)), self.states(list(pairs["right_text"]))
         said = zip(pairs["left_text"], products, strict=True)
         return np.array([(asked[q] @ p.T).max(axis=1).mean() if len(p) and len(asked[q]) else 0.0 for q, p in said])
 
