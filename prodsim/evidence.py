@@ -317,7 +317,7 @@ SYSTEMS = {
     "lexical": "character 3-grams, TF-IDF cosine",
     "pretrained": "encoder without fine-tuning",
     "comparisons": "boosted comparisons, no encoder",
-    "products": "the same with known products",
+    "products": "comparisons and known products",
     "fast": "fast: known products and a short bi-encoder",
     "cross-pairs": "cross-encoder, pairs alone",
     "bi": "bi-encoder, groups",
