@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'OBJECTIVES', 'COMPLETE', 'NOTE', 'OVER', 'Recipe', 'start_recipe', 'make_recipe', 'PairLoss',
-           'LengthGroupedBatches', 'Validation', 'MinuteLimit', 'MarkComplete', 'last_checkpoint', 'train',
-           'check_work', 'begin_work', 'remove_work', 'plot_history']
+           'drawn_negatives', 'LengthGroupedBatches', 'Validation', 'MinuteLimit', 'MarkComplete', 'last_checkpoint',
+           'train', 'check_work', 'begin_work', 'remove_work', 'plot_history']
 
 # %% ../nbs/50_training.ipynb #c7f9f51c
 import contextlib
 import io
 import json
+import math
 import os
 import shutil
 import sys
@@ -85,6 +86,7 @@ class Recipe:
     label_smoothing: float = 0.0  # moves targets from 0 and 1 towards a half
     positive_weight: float = 1.0  # weight of a match in the loss
     temperature: float = 0.07  # of the softmax over a batch; objective groups only
+    negatives: float = 0.0  # non-matches that an epoch reads for each match, drawn anew; 0: all; objective pairs only
     swap: float = 0.0  # share of the pairs of a step that a cross-encoder reads in the other order
     max_length: int = 256  # tokens: of a pair (cross) or of a record (bi)
     patience: int = 3  # epochs without a better validation metric before stopping
@@ -130,8 +132,9 @@ def make_recipe(
     for name in ("warmup", "dropout", "label_smoothing", "swap"):
         if not 0 <= getattr(recipe, name) < 1:
             raise ProdsimError(f"{name} is {getattr(recipe, name)}: it must be at least 0 and less than 1")
-    if recipe.start_epochs < 0:
-        raise ProdsimError(f"start_epochs is {recipe.start_epochs}: it must be at least 0")
+    for name in ("start_epochs", "negatives"):
+        if getattr(recipe, name) < 0:
+            raise ProdsimError(f"{name} is {getattr(recipe, name)}: it must be at least 0")
     if recipe.kind not in KINDS:
         raise ProdsimError(f"kind {recipe.kind!r}: choose one of {', '.join(KINDS)}")
     if recipe.metric not in ("f1", "average_precision"):
@@ -140,6 +143,8 @@ def make_recipe(
         raise ProdsimError(f"objective {recipe.objective!r}: choose one of {', '.join(OBJECTIVES)}")
     if recipe.objective == "groups" and recipe.kind == "cross":
         raise ProdsimError("objective groups: a cross-encoder has no vectors to compare; use kind bi, or start_epochs")
+    if recipe.objective == "groups" and recipe.negatives:
+        raise ProdsimError("negatives: objective groups reads no non-matches; use objective pairs, or drop it")
     if recipe.start_epochs and recipe.kind == "bi":
         raise ProdsimError("start_epochs: only a cross-encoder starts from another encoder; use epochs")
     return recipe
@@ -152,9 +157,10 @@ class PairLoss(torch.nn.Module):
         self,
         model,  # a CrossEncoder or a SentenceTransformer
         recipe: Recipe,  # kind, label_smoothing, positive_weight
+        share: float = 1.0,  # of the non-matches that an epoch reads: the logit is that of all pairs nevertheless
     ):
         super().__init__()
-        self.model, self.recipe = model, recipe
+        self.model, self.recipe, self.offset = model, recipe, -math.log(share)
         if recipe.kind == "bi":
             self.log_scale = torch.nn.Parameter(torch.tensor(2.0))
             self.centre = torch.nn.Parameter(torch.tensor(0.7))
@@ -182,7 +188,7 @@ class PairLoss(torch.nn.Module):
             cosine = torch.nn.functional.cosine_similarity(left, right)
             logits = self.log_scale.exp() * (cosine - self.centre)
         losses = binary_cross_entropy(
-            logits.float(),
+            logits.float() + self.offset,  # the odds among the pairs that are read
             labels.float(),
             pos_weight=self.recipe.positive_weight if self.recipe.positive_weight != 1.0 else None,
             smoothing=self.recipe.label_smoothing,
@@ -191,6 +197,15 @@ class PairLoss(torch.nn.Module):
         return losses if weights is None else (losses * weights.float()).mean()
 
 # %% ../nbs/50_training.ipynb #3233e2ed
+def drawn_negatives(
+    labels: np.ndarray,  # shape (pairs,), 0 or 1
+    negatives: float,  # wanted for each match; 0: all
+) -> int:  # non-matches that an epoch reads
+    "At least one and at most all of them."
+    matches, others = int((np.asarray(labels) == 1).sum()), int((np.asarray(labels) != 1).sum())
+    return min(others, max(1, math.ceil(negatives * matches))) if negatives else others
+
+
 class LengthGroupedBatches(DefaultBatchSampler):
     "Batches of pairs of like length, in an order that depends on seed and epoch only."
 
@@ -202,11 +217,16 @@ class LengthGroupedBatches(DefaultBatchSampler):
         drop_last: bool = False,  # leave out a last batch that is not full
         seed: int = 0,
         blocks: int = 50,  # batches that are sorted together
+        labels: np.ndarray | None = None,  # shape (pairs,), 0 or 1; only needed where non-matches are drawn
+        negatives: float = 0.0,  # non-matches for each match, drawn anew in every epoch; 0: all
         **ignored,
     ):
         super().__init__(range(len(dataset)), batch_size=batch_size, drop_last=drop_last)
         self.lengths = np.asarray(lengths)
         self.seed, self.block, self.epoch = seed, blocks * batch_size, 0
+        given = np.ones(len(self.lengths)) if labels is None else np.asarray(labels)
+        self.always, self.others = np.flatnonzero(given == 1), np.flatnonzero(given != 1)
+        self.drawn = drawn_negatives(given, negatives)
 
     def set_epoch(self, epoch: int) -> None:
         "The order of the next pass."
@@ -215,6 +235,9 @@ class LengthGroupedBatches(DefaultBatchSampler):
     def __iter__(self):
         random = np.random.default_rng((self.seed, self.epoch))
         order = random.permutation(len(self.lengths))
+        if self.drawn < len(self.others):
+            left_out = random.permutation(self.others)[self.drawn :]
+            order = order[~np.isin(order, left_out)]
         batches = []
         for start in range(0, len(order), self.block):
             block = order[start : start + self.block]
@@ -226,7 +249,7 @@ class LengthGroupedBatches(DefaultBatchSampler):
             yield batches[i]
 
     def __len__(self) -> int:
-        n, b = len(self.lengths), self.batch_size
+        n, b = len(self.always) + self.drawn, self.batch_size
         return n // b if self.drop_last else -(-n // b)
 
 # %% ../nbs/50_training.ipynb #ab68c545
@@ -333,11 +356,13 @@ def _trainer(model, recipe, work, left, right, labels, weights, validation, seed
         sampler = partial(GroupBatches, groups=groups, sides=sides)
         loss = ContrastiveLoss(model.encoder, recipe.temperature)
     else:
-        given = np.asarray(labels, dtype=float)
-        given = given if weights is None else np.column_stack([given, weights])
+        labels = np.asarray(labels, dtype=float)
+        given = labels if weights is None else np.column_stack([labels, weights])
         table = Dataset.from_dict({"left": left, "right": right, "label": given.tolist()})
-        sampler = partial(LengthGroupedBatches, lengths=count(left) + count(right))
-        loss = PairLoss(model.encoder, recipe)
+        drawing = {"labels": labels, "negatives": recipe.negatives}
+        sampler = partial(LengthGroupedBatches, lengths=count(left) + count(right), **drawing)
+        others = int((labels != 1).sum())
+        loss = PairLoss(model.encoder, recipe, drawn_negatives(labels, recipe.negatives) / others if others else 1.0)
     trainer_class, arguments_class = {
         "cross": (_CrossTrainer, CrossEncoderTrainingArguments),
         "bi": (_BiTrainer, SentenceTransformerTrainingArguments),
