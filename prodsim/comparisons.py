@@ -401,6 +401,13 @@ class ComparisonModel:
     run: dict = field(default_factory=dict)  # run.json: how the model came about
     kind: str = "comparisons"
 
+    def vectors(
+        self,
+        pairs: Dataset | pd.DataFrame,  # columns left_<attribute>, right_<attribute>
+    ) -> pd.DataFrame:  # one row a pair
+        "What the trees read."
+        return self.comparer.compare(pairs)
+
     def score(
         self,
         pairs: Dataset | pd.DataFrame,  # columns left_<attribute>, right_<attribute>
@@ -413,15 +420,15 @@ class ComparisonModel:
 
         frame = pairs if isinstance(pairs, pd.DataFrame) else pairs.to_pandas()
         starts = tqdm(range(0, len(frame), chunk_rows), disable=not progress, unit=" chunks")
-        parts = [self.trees.predict(self.comparer.compare(frame.iloc[i : i + chunk_rows])) for i in starts]
+        parts = [self.trees.predict(self.vectors(frame.iloc[i : i + chunk_rows])) for i in starts]
         return np.concatenate(parts or [np.zeros(0)]).astype(np.float32)
 
     def explain(
         self,
         pairs: Dataset | pd.DataFrame,  # columns left_<attribute>, right_<attribute>
-    ) -> pd.DataFrame:  # one row a pair, one column a comparison and `base`: they add up to the log-odds
-        "What each comparison adds to the log-odds of a match (exact Shapley values of the trees, Lundberg 2020)."
-        vectors = self.comparer.compare(pairs)
+    ) -> pd.DataFrame:  # one row a pair, one column a column of `vectors` and `base`: they add up to the log-odds
+        "What each column adds to the log-odds of a match (exact Shapley values of the trees, Lundberg 2020)."
+        vectors = self.vectors(pairs)
         added = self.trees.predict(vectors, pred_contrib=True)
         return pd.DataFrame(added, columns=[*vectors.columns, "base"])
 

@@ -24,6 +24,7 @@ from prodsim.comparisons import (
     ROUNDS,
     TREES,
     Comparer,
+    ComparisonModel,
     boosted_trees,
     comparison_group,
     gram_vectors,
@@ -294,50 +295,22 @@ VERSION = 1  # of what the model reads: one of another version would be read wro
 
 
 @dataclass
-class ProductModel:
+class ProductModel(ComparisonModel):
     "Boosted trees on comparison vectors and on what training pairs know of other records; no encoder, no GPU."
 
-    comparer: Comparer
-    known: KnownRecords | None  # None: validation pairs chose to do without
-    judges: list  # a lightgbm.Booster per fold
-    trees: object  # a lightgbm.Booster
-    threshold: float | None = None  # score from which a pair is a match; chosen on validation data
-    run: dict = field(default_factory=dict)  # run.json: how the model came about
     kind: str = "products"
+    known: KnownRecords | None = None  # None: validation pairs chose to do without
+    judges: list = field(default_factory=list)  # a lightgbm.Booster per fold
 
     def vectors(
         self,
         pairs: Dataset | pd.DataFrame,  # columns left_<attribute>, right_<attribute>
     ) -> pd.DataFrame:  # one row a pair
         "What the trees read."
-        compared = self.comparer.compare(pairs)
+        compared = super().vectors(pairs)
         if self.known is None:
             return compared
         return pd.concat([compared, product_vectors(pairs, self.comparer, self.known, self.judges)], axis=1)
-
-    def score(
-        self,
-        pairs: Dataset | pd.DataFrame,  # columns left_<attribute>, right_<attribute>
-        batch_size: int = 32,  # of encoders; not used
-        progress: bool = False,  # show a bar
-        chunk_rows: int = 8192,  # pairs in memory at a time
-    ) -> np.ndarray:  # shape (pairs,), float32: probability in [0, 1]
-        "Probability of a match, for each pair."
-        from tqdm import tqdm
-
-        frame = pairs if isinstance(pairs, pd.DataFrame) else pairs.to_pandas()
-        starts = tqdm(range(0, len(frame), chunk_rows), disable=not progress, unit=" chunks")
-        parts = [self.trees.predict(self.vectors(frame.iloc[i : i + chunk_rows])) for i in starts]
-        return np.concatenate(parts or [np.zeros(0)]).astype(np.float32)
-
-    def explain(
-        self,
-        pairs: Dataset | pd.DataFrame,  # columns left_<attribute>, right_<attribute>
-    ) -> pd.DataFrame:  # one row a pair, one column a column of `vectors` and `base`: they add up to the log-odds
-        "What each column adds to the log-odds of a match (exact Shapley values of the trees, Lundberg 2020)."
-        vectors = self.vectors(pairs)
-        added = self.trees.predict(vectors, pred_contrib=True)
-        return pd.DataFrame(added, columns=[*vectors.columns, "base"])
 
 
 def vector_group(
@@ -407,7 +380,7 @@ def load_products(
             judges = [booster(f"judge-{k}") for k in range(int(known.fold.max()) + 1)]
     except Exception as error:  # each of the readers has exceptions of its own
         raise ProdsimError(f"model folder {path}: {part} cannot be read ({error}); restore it or train again") from None
-    return ProductModel(comparer, known, judges, trees, run.get("threshold"), run)
+    return ProductModel(comparer, trees, run.get("threshold"), run, known=known, judges=judges)
 
 # %% ../nbs/43_products.ipynb #92aee8f4
 WITH = "known products"  # a way to train; the others do without, as `train_comparisons` does
@@ -469,7 +442,8 @@ def train_products(
     chosen = max(reached, key=reached.get)
     used = chosen == WITH
     threshold = best_threshold(labels["valid"], scores[chosen])
-    model = ProductModel(comparer, records if used else None, judges if used else [], ways[chosen][0], threshold)
+    trees, asking = ways[chosen][0], {"known": records, "judges": judges} if used else {}
+    model = ProductModel(comparer, trees, threshold, **asking)
     valid = pair_metrics(labels["valid"], scores[chosen], model.threshold)
     model.run = {
         "arguments": arguments,

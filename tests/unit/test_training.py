@@ -24,7 +24,16 @@ from prodsim.core import ProdsimError, revision, seed_everything
 from prodsim.data import data_hash, save_pairs
 from prodsim.encoders import load_model, pretrained, read_run
 from prodsim.evaluation import best_threshold, pair_metrics
-from prodsim.training import COMPLETE, LengthGroupedBatches, PairLoss, Recipe, make_recipe, plot_history, train
+from prodsim.training import (
+    COMPLETE,
+    LengthGroupedBatches,
+    PairLoss,
+    Recipe,
+    drawn_negatives,
+    make_recipe,
+    plot_history,
+    train,
+)
 
 PAIRS = little_pairs()
 BI = {"recipe": "bi-pairs", "epochs": 4, "batch_size": 16, "learning_rate": 3e-3, "max_length": 32}
@@ -156,6 +165,58 @@ def test_batches_hold_every_pair_once(case, seed, epoch, blocks):
     assert sorted(map(len, batches))[1:] == [size] * (len(batches) - 1), "at most one batch is not full"
     whole = LengthGroupedBatches(lengths, size, lengths, drop_last=True, seed=seed, blocks=blocks)
     assert len(list(whole)) == len(whole) and all(len(b) == size for b in whole)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 1), min_size=1, max_size=200), st.floats(0, 5), st.integers(1, 17), st.integers(0, 9))
+def test_drawn_non_matches_change_every_epoch_and_matches_never_miss(labels, negatives, size, seed):
+    labels = np.array(labels)
+    lengths = np.random.default_rng(seed).integers(5, 200, len(labels))
+    sampler = LengthGroupedBatches(lengths, size, lengths, seed=seed, labels=labels, negatives=negatives)
+    matches, others = set(np.flatnonzero(labels == 1)), set(np.flatnonzero(labels == 0))
+    wanted = len(others) if negatives == 0 else min(len(others), max(1, int(np.ceil(negatives * len(matches)))))
+    met = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert len(batches) == len(sampler) and batches == list(sampler)
+        read = [i for b in batches for i in b]
+        assert len(read) == len(set(read)) and matches <= set(read), "each pair once at most, each match once"
+        met.append(frozenset(set(read) - matches))
+        assert len(met[-1]) == wanted and met[-1] <= others
+    if 20 < wanted < len(others) - 20:
+        assert met[0] != met[1]
+
+
+def test_a_loss_on_drawn_pairs_is_lowest_at_the_odds_of_all_pairs():
+    """Of a thousand like pairs 100 match; an epoch reads all of them and 300 of the 900 others: the best logit is that
+    of 100 in 1000, not of 100 in 400."""
+    labels, recipe = np.r_[np.ones(100), np.zeros(900)], make_recipe("cross-pairs", negatives=3.0)
+    drawn = drawn_negatives(labels, recipe.negatives)
+    assert drawn == 300 and drawn_negatives(labels, 0) == drawn_negatives(labels, 20) == 900
+
+    class Constant(torch.nn.Module):
+        device, logit = "cpu", torch.nn.Parameter(torch.zeros(()))
+
+        def preprocess(self, pairs):
+            return {"n": len(pairs)}
+
+        def forward(self, tokens):
+            return {"scores": self.logit.expand(tokens["n"])}
+
+    model = Constant()
+    loss = PairLoss(model, recipe, drawn / 900)
+    optimizer = torch.optim.LBFGS([model.logit], max_iter=50, line_search_fn="strong_wolfe")
+    read = torch.tensor([1.0] * 100 + [0.0] * drawn)
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss([[""] * 400, [""] * 400], read)
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    assert model.logit.item() == pytest.approx(np.log(100 / 900), abs=1e-3)
 
 
 @settings(max_examples=25, deadline=None)
@@ -512,6 +573,8 @@ REFUSED = {
     "a text for a number": (lambda p: {"warmup": "much"}, "warmup is 'much': it must be a number"),
     "a rate that is no number": (lambda p: {"learning_rate": float("nan")}, "learning_rate is nan"),
     "dropout of everything": (lambda p: {"dropout": 1.0}, "dropout is 1.0"),
+    "fewer than no non-matches": (lambda p: {"negatives": -1.0}, "negatives is -1.0"),
+    "non-matches for groups": (lambda p: {"recipe": "bi", "negatives": 3.0}, "objective groups reads no non-matches"),
     "a metric that does not choose": (lambda p: {"metric": "recall"}, "choose f1 or average_precision"),
     "an unknown precision": (lambda p: {"precision": "fp8"}, "choose auto, bf16 or fp32"),
     "a seed that torch knows and numpy does not": (lambda p: {"seed": -1}, "seed -1"),
