@@ -163,7 +163,7 @@ _SETTINGS = {"comparisons": comparison_arguments, "products": product_arguments}
 STACKS = {  # name → its members, each a recipe by name with some fields changed
     "best": {"products": {}, "bi": {}},
     "fast": {"products": {}, "bi": {"epochs": "80 steps"}},
-    "three": {"comparisons": {}, "bi": {}, "cross": {}},
+    "three": {"comparisons": {}, "bi": {}, "cross": {"start_epochs": 16, "negatives": 0.0}},
 }
 
 

@@ -94,7 +94,7 @@ class Recipe:
 
 
 RECIPES = {
-    "cross": Recipe(start_epochs=16, epochs=4, learning_rate=5e-5),
+    "cross": Recipe(start_epochs=5, epochs=4, learning_rate=5e-5, negatives=3.0),
     "bi": Recipe("bi", "groups", epochs=16, batch_size=128, learning_rate=3e-4, max_length=80, patience=16),
     "cross-pairs": Recipe(),
     "bi-pairs": Recipe("bi", epochs=6, batch_size=16, learning_rate=3e-4, max_length=128),
