@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_MODEL', 'WHEEL_SHA256', 'UNKNOWN_LIMIT', 'KINDS', 'PRECISIONS', 'resolve_model', 'TextFormat', 'share_budget',
-           'record_texts', 'unknown_share', 'check_readable', 'Scorer', 'PairModel', 'pretrained', 'scoring_copy',
-           'classification_head', 'reads_ragged', 'encode_ragged', 'predict_ragged', 'save_model', 'write_model',
-           'check_run_folder', 'read_run', 'training_pairs', 'pair_weights', 'finished_run', 'differing', 'load_model',
-           'score_file', 'embed_file']
+           'record_texts', 'mark_shared', 'unknown_share', 'check_readable', 'Scorer', 'PairModel', 'pretrained',
+           'scoring_copy', 'classification_head', 'reads_ragged', 'encode_ragged', 'predict_ragged', 'save_model',
+           'write_model', 'check_run_folder', 'read_run', 'training_pairs', 'pair_weights', 'finished_run', 'differing',
+           'load_model', 'score_file', 'embed_file']
 
 # %% ../nbs/30_encoders.ipynb #e64727c2
 import copy
 import json
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from hashlib import file_digest, sha256
 from importlib import metadata
@@ -115,6 +117,7 @@ class TextFormat:
     max_tokens: int = 126  # budget of one record; separators and special tokens come on top
     separator: str = " | "  # between two attributes
     missing: str = ""  # stands for a missing attribute; "" leaves it out
+    mark: str = ""  # stands before each word that the other record of a pair has too; "" for none; cross-encoders only
 
 
 def share_budget(
@@ -187,6 +190,71 @@ def _end(spans: list[tuple[int, int]], n: int) -> int:
     while 0 < n < len(spans) and spans[n][0] < spans[n - 1][1]:
         n -= 1
     return spans[n - 1][1] if n else 0
+
+# %% ../nbs/30_encoders.ipynb #da3a0530
+_HAN = "\u3400-\u4dbf\u4e00-\u9fff"
+_UNIT = re.compile(rf"[{_HAN}]+|[^\s{_HAN}]+")  # a run of Chinese, or what stands between blanks
+_SIGNS = re.compile(r"[\W_]+")
+
+
+def mark_shared(
+    left: list[str],  # texts of the left records
+    right: list[str],  # texts of the right records, as many
+    mark: str = "=",  # a sign that the tokenizer knows
+) -> tuple[list[str], list[str]]:  # the same texts with marks
+    """Put a mark before each word that the other record of the pair has too (exact-match markers, Boualili 2020).
+
+    A word counts without case and signs, from two characters on; one of four and more with a digit, a model
+    number, also where it is a part of what the other record says without blanks. Of Chinese the stretches are
+    marked whose pairs of characters the other has; where one ends in the middle of a run, two marks say so."""
+    known: dict[str, tuple[dict, frozenset, frozenset, str]] = {}
+    for text in {*left, *right}:
+        units = {unit: _SIGNS.sub("", unicodedata.normalize("NFKC", unit).lower()) for unit in _UNIT.findall(text)}
+        han = (unit for unit in units if _is_han(unit))
+        known[text] = (
+            units,
+            frozenset(units.values()),
+            frozenset(_pairs(han)),
+            "".join(units[u] for u in _UNIT.findall(text)),
+        )
+    return tuple(
+        [_marked(text, known[text][0], *known[other][1:], mark) for text, other in zip(side, others, strict=True)]
+        for side, others in ((left, right), (right, left))
+    )
+
+
+def _is_han(unit: str) -> bool:
+    return "\u3400" <= unit[0] <= "\u9fff"
+
+
+def _pairs(runs: Iterable[str]) -> Iterator[str]:
+    return (run[i : i + 2] for run in runs for i in range(len(run) - 1))
+
+
+def _marked(text: str, units: dict[str, str], keys: frozenset, han: frozenset, squashed: str, mark: str) -> str:
+    def one(found: re.Match) -> str:
+        unit, key = found[0], units[found[0]]
+        if _is_han(unit):
+            return _marked_run(unit, han, mark)
+        code = len(key) >= 4 and any(c.isdigit() for c in key) and key in squashed
+        return f"{mark} {unit}" if len(key) > 1 and key in keys or code else unit
+
+    return _UNIT.sub(one, text)
+
+
+def _marked_run(run: str, han: frozenset, mark: str) -> str:
+    shared = [False] * len(run)
+    for i, pair in enumerate(_pairs([run])):
+        if pair in han:
+            shared[i] = shared[i + 1] = True
+    parts = []
+    for i, character in enumerate(run):
+        if shared[i] and not (i and shared[i - 1]):
+            parts.append(f" {mark} " if i else f"{mark} ")
+        elif i and shared[i - 1] and not shared[i]:
+            parts.append(f" {mark}{mark} ")
+        parts.append(character)
+    return "".join(parts)
 
 # %% ../nbs/30_encoders.ipynb #842e0119
 UNKNOWN_LIMIT = 0.10  # share of [UNK] tokens above which an encoder is refused
@@ -274,8 +342,34 @@ class PairModel:
         self,
         pairs: Dataset | pd.DataFrame,  # columns left_<attribute>, right_<attribute>
     ) -> tuple[list[str], list[str]]:  # the left and the right texts
-        "The texts of both sides."
-        return tuple(self.texts(_side_columns(pairs, side, self.text_format.attributes)) for side in ("left", "right"))
+        "The texts of both sides, with marks where the format has one; what marks take is cut from the record."
+        names, mark = self.text_format.attributes, self.text_format.mark
+        sides = [_side_columns(pairs, side, names) for side in ("left", "right")]
+        texts = [self.texts(records) for records in sides]
+        if not mark:
+            return tuple(texts)
+        marked = mark_shared(*texts, mark)
+        for side, records in enumerate(sides):
+            cut = self._cut_further(records, texts[side], marked[side])
+            for row, text in cut.items():
+                texts[side][row] = text
+        return mark_shared(*texts, mark)
+
+    def _cut_further(self, records: Mapping, texts: list[str], marked: list[str]) -> dict[int, str]:
+        "Row → its text within a budget that leaves room for its marks, where they do not fit."
+        fmt = self.text_format
+        limit = fmt.max_tokens + 2 * (len(fmt.attributes) - 1)
+        long = [i for i, text in enumerate(marked) if len(text) > limit or not text.isascii()]
+        read = self.tokenizer([marked[i] for i in long], add_special_tokens=False, truncation=False, verbose=False)
+        over = [i for i, ids in zip(long, read["input_ids"], strict=True) if len(ids) > limit] if long else []
+        room = {i: marked[i].count(fmt.mark) - texts[i].count(fmt.mark) for i in over}
+        cut = {}
+        for marks in set(room.values()):
+            rows = [i for i in over if room[i] == marks]
+            shorter = replace(fmt, max_tokens=max(1, fmt.max_tokens - marks))
+            some = {a: [column[i] for i in rows] for a, column in records.items()}
+            cut |= dict(zip(rows, record_texts(some, shorter, self.tokenizer), strict=True))
+        return cut
 
     def score(
         self,
@@ -361,10 +455,13 @@ def pretrained(
     dropout: float | None = None,  # of hidden states while training; None: as the model says. Attention's is always off
     precision: str = "auto",  # of scoring
     quick: bool = True,  # replace the parts that are slow to train on a CPU (see `prodsim.kernels`)
+    mark: str = "",  # before each word that both records of a pair have, see `mark_shared`; "" for none
 ) -> PairModel:
     "An encoder as it was published, made ready to score pairs. Raises ProdsimError if it cannot be found."
     if kind not in KINDS:
         raise ProdsimError(f"kind {kind!r}: choose one of {', '.join(KINDS)}")
+    if mark and kind == "bi":
+        raise ProdsimError(f"mark {mark!r}: a bi-encoder reads a record alone; use kind cross, or drop it")
     folder, device = resolve_model(name), device or device_name()
     quiet()
     names = tuple(names)
@@ -393,7 +490,7 @@ def pretrained(
     separators = 2 * (len(names) - 1)  # a separator is one or two tokens
     if budget - separators < len(names):
         raise ProdsimError(f"max_length {limit} leaves no room for the attributes {', '.join(names)}")
-    return PairModel(kind, encoder, TextFormat(names, max_tokens=budget - separators), precision=precision)
+    return PairModel(kind, encoder, TextFormat(names, max_tokens=budget - separators, mark=mark), precision=precision)
 
 
 def _position_limit(tokenizer, config) -> int:

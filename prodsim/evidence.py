@@ -321,11 +321,12 @@ SYSTEMS = {
     "fast": "fast: known products and a short bi-encoder",
     "cross-pairs": "cross-encoder, pairs alone",
     "bi": "bi-encoder, groups",
-    "cross": "cross-encoder, started from it",
+    "cross-start": "cross-encoder, started from it",
+    "cross": "cross-encoder, shared words marked",
     "three": "three: comparisons, bi- and cross-encoder",
     "best": "best: known products and a bi-encoder",
 }
-TRAINED = ("comparisons", "products", "fast", "cross-pairs", "bi", "cross", "three", "best")
+TRAINED = ("comparisons", "products", "fast", "cross-pairs", "bi", "cross-start", "cross", "three", "best")
 
 
 def _in_order(table: pd.DataFrame) -> list[str]:

@@ -163,7 +163,7 @@ _SETTINGS = {"comparisons": comparison_arguments, "products": product_arguments}
 STACKS = {  # name → its members, each a recipe by name with some fields changed
     "best": {"products": {}, "bi": {}},
     "fast": {"products": {}, "bi": {"epochs": "80 steps"}},
-    "three": {"comparisons": {}, "bi": {}, "cross": {"start_epochs": 16, "negatives": 0.0}},
+    "three": {"comparisons": {}, "bi": {}, "cross-start": {}},
 }
 
 
@@ -280,8 +280,9 @@ def _weigh(members: dict, valid: Dataset, arguments: dict, taken: list[str]) -> 
         held_out = special.expit(cross_fitted_logits(said[:, some], labels, seed)).astype(np.float32)
         subsets[" + ".join(list(members)[i] for i in some)] = report(labels, held_out, best_threshold(labels, held_out))
     seconds = sum(r["seconds"] for r in runs.values()) + time.perf_counter() - started
-    if "bi" in runs and runs.get("cross", {}).get("start", {}).get("valid") == runs["bi"]["valid"]:
-        seconds -= runs["bi"]["seconds"]  # the start of the cross-encoder is that very run
+    starts = [run["start"]["valid"] for run in runs.values() if run.get("start")]
+    if "bi" in runs and runs["bi"]["valid"] in starts:
+        seconds -= runs["bi"]["seconds"]  # the start of a cross-encoder is that very run
     head, best = fit_head(said, labels), list(subsets.values())[-1]  # of all members
     model = StackedModel(members, head, best["threshold"])
     model.run = {

@@ -87,6 +87,7 @@ class Recipe:
     positive_weight: float = 1.0  # weight of a match in the loss
     temperature: float = 0.07  # of the softmax over a batch; objective groups only
     negatives: float = 0.0  # non-matches that an epoch reads for each match, drawn anew; 0: all; objective pairs only
+    mark: str = ""  # put before each word that both records of a pair have; "": none; kind cross only
     swap: float = 0.0  # share of the pairs of a step that a cross-encoder reads in the other order
     max_length: int = 256  # tokens: of a pair (cross) or of a record (bi)
     patience: int = 3  # epochs without a better validation metric before stopping
@@ -94,9 +95,10 @@ class Recipe:
 
 
 RECIPES = {
-    "cross": Recipe(start_epochs=5, epochs=4, learning_rate=5e-5, negatives=3.0),
+    "cross": Recipe(epochs=4, batch_size=8, negatives=3.0, mark="="),
     "bi": Recipe("bi", "groups", epochs=16, batch_size=128, learning_rate=3e-4, max_length=80, patience=16),
     "cross-pairs": Recipe(),
+    "cross-start": Recipe(start_epochs=16, epochs=4, learning_rate=5e-5),
     "bi-pairs": Recipe("bi", epochs=6, batch_size=16, learning_rate=3e-4, max_length=128),
 }
 OBJECTIVES = ("pairs", "groups")
@@ -145,6 +147,8 @@ def make_recipe(
         raise ProdsimError("objective groups: a cross-encoder has no vectors to compare; use kind bi, or start_epochs")
     if recipe.objective == "groups" and recipe.negatives:
         raise ProdsimError("negatives: objective groups reads no non-matches; use objective pairs, or drop it")
+    if recipe.mark and recipe.kind == "bi":
+        raise ProdsimError(f"mark {recipe.mark!r}: a bi-encoder reads a record alone; use kind cross, or drop it")
     if recipe.start_epochs and recipe.kind == "bi":
         raise ProdsimError("start_epochs: only a cross-encoder starts from another encoder; use epochs")
     return recipe
@@ -491,6 +495,7 @@ def train(
         device,
         recipe.dropout,
         arguments["precision"],
+        mark=recipe.mark,
     )
     left, right = model.pair_texts(pairs["train"])
     check_readable(left + right, model.tokenizer, recipe.model, unknown_limit)
@@ -509,7 +514,8 @@ def train(
             max_minutes = max(0.0, max_minutes - began["seconds"] / 60)
         seed_everything(seed)
         again = (recipe.max_length, device, recipe.dropout, arguments["precision"])
-        model = pretrained(Path(start or work / "start") / "bi", "cross", arguments["attributes"], *again)
+        begun = Path(start or work / "start") / "bi"
+        model = pretrained(begun, "cross", arguments["attributes"], *again, mark=recipe.mark)
         validation = Validation(model, pairs["valid"], recipe.metric)
     given = (left, right, pairs["train"]["label"], pair_weights(pairs["train"]))
     trainer, limit = _trainer(model, recipe, work, *given, validation, seed, max_minutes, log_to, progress)

@@ -3,6 +3,7 @@
 import copy
 import errno
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from prodsim.encoders import (
     embed_file,
     encode_ragged,
     load_model,
+    mark_shared,
     predict_ragged,
     pretrained,
     reads_ragged,
@@ -222,6 +224,69 @@ def test_what_the_encoder_reads_fits(kind, models, pairs):
     assert max(lengths) > 0.85 * limit, "the budget leaves room unused"
     for title, price, text in zip(pairs.left_title, pairs.left_price, left, strict=True):
         assert text.startswith(title) and text.endswith(price), "a long description pushed out a short attribute"
+
+
+# Words that both records have
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.text("ab1 -.华为手机|", max_size=30), st.text("ab1 -.华为手机|", max_size=30)), max_size=5)
+)
+def test_marks_are_added_and_nothing_else_is_changed(pairs):
+    left, right = ([p[side] for p in pairs] for side in (0, 1))
+    marked = mark_shared(left, right)
+    bare = lambda text: "".join(text.replace("=", "").split())  # noqa: E731
+    assert [[bare(t) for t in side] for side in marked] == [[bare(t) for t in side] for side in (left, right)]
+    assert [list(side) for side in mark_shared(right, left)] == [list(side) for side in marked[::-1]], "sides are alike"
+    assert mark_shared(left, ["zz"] * len(left))[0] == left, "nothing is shared with another alphabet"
+    for text, (same, _) in zip(left, zip(*mark_shared(left, left), strict=True), strict=True):
+        words = [w for w in text.split() if len(re.sub(r"[\W_]", "", w)) > 1 and w.isascii()]
+        assert same.count("= ") >= len(words), "a text has all its words in common with itself"
+
+
+@pytest.mark.parametrize(
+    "left, right, marked",
+    [
+        ("Sony DSC-W150R red", "sony dsc w150r", "= Sony = DSC-W150R red"),  # one model number, three spellings
+        ("camera DSCW150R", "camera dsc-w150", "= camera DSCW150R"),  # more than the other says
+        ("a 5 W lamp", "a 5 W bulb", "a 5 W lamp"),  # single characters say nothing
+        ("black, lamp!", "BLACK LAMP", "= black, = lamp!"),
+        ("ＬＡＭＰ", "lamp", "= ＬＡＭＰ"),  # full width
+        ("手机壳硅胶", "硅胶手套", "手机壳 = 硅胶"),
+        ("手机壳硅胶", "华为手机壳", "= 手机壳 == 硅胶"),
+        ("Mate60手机壳", "mate60 手机", "= Mate60= 手机 == 壳"),
+        ("", "lamp", ""),
+    ],
+)
+def test_what_is_marked(left, right, marked):
+    assert mark_shared([left], [right])[0] == [marked]
+
+
+def test_marked_pairs_fit_the_encoder_and_short_attributes_stay_whole(tiny_model, pairs, models):
+    marking = pretrained(tiny_model, "cross", NAMES, device="cpu", precision="fp32", mark="=")
+    alike = pairs.assign(**{f"right_{a}": pairs[f"left_{a}"] for a in NAMES})
+    left, right = marking.pair_texts(alike)
+    lengths = [
+        len(marking.tokenizer(*t, truncation=False, verbose=False)["input_ids"]) for t in zip(left, right, strict=True)
+    ]
+    assert max(lengths) <= marking.tokenizer.model_max_length
+    assert left == right and all("= " in text for text in left)
+    for price, text in zip(pairs.left_price, left, strict=True):
+        assert text.endswith(price), "marks pushed out a short attribute"
+    plain = models["cross"].pair_texts(pairs)
+    assert marking.pair_texts(pairs) != plain and not any("= " in t for side in plain for t in side)
+
+
+def test_a_model_keeps_its_mark(tiny_model, pairs, tmp_path):
+    torch.manual_seed(3)
+    marking = pretrained(tiny_model, "cross", NAMES, device="cpu", precision="fp32", mark="=")
+    again = load_model(save_model(marking, tmp_path / "run"), "cpu", "fp32")
+    assert again.text_format.mark == "=" and np.array_equal(again.score(pairs), marking.score(pairs))
+    without = replace(again, text_format=replace(again.text_format, mark=""))
+    assert not np.array_equal(without.score(pairs), marking.score(pairs))
+    with pytest.raises(ProdsimError, match="a bi-encoder reads a record alone"):
+        pretrained(tiny_model, "bi", NAMES, mark="=")
 
 
 # Can it be read?

@@ -575,6 +575,7 @@ REFUSED = {
     "dropout of everything": (lambda p: {"dropout": 1.0}, "dropout is 1.0"),
     "fewer than no non-matches": (lambda p: {"negatives": -1.0}, "negatives is -1.0"),
     "non-matches for groups": (lambda p: {"recipe": "bi", "negatives": 3.0}, "objective groups reads no non-matches"),
+    "marks for a record alone": (lambda p: {"recipe": "bi", "mark": "="}, "a bi-encoder reads a record alone"),
     "a metric that does not choose": (lambda p: {"metric": "recall"}, "choose f1 or average_precision"),
     "an unknown precision": (lambda p: {"precision": "fp8"}, "choose auto, bf16 or fp32"),
     "a seed that torch knows and numpy does not": (lambda p: {"seed": -1}, "seed -1"),
