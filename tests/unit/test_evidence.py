@@ -317,12 +317,12 @@ def test_a_cell_takes_over_what_other_cells_trained(tmp_path, monkeypatch):
     monkeypatch.setattr("prodsim.recipes.train_recipe", stop)
     about = {"data": str(tmp_path / "data"), "seed": 1, "split": "test", "changes": {}, "why": "a test"}
     trained = [tmp_path / "work" / evidence._slug(f"{about['data']}.test.{part}.seed1") for part in ("bi", "products")]
-    for cell in ({"system": "best"}, {"system": "cross"}, {"system": "fast"}, {"system": "bi"}):
+    for cell in ({"system": "best"}, {"system": "cross-start"}, {"system": "fast"}, {"system": "bi"}):
         with pytest.raises(KeyboardInterrupt):
             run_cell({**about, **cell, "name": f"toy.test.{cell['system']}.seed1"}, tmp_path / "work", progress=False)
         trained[len(asked) > 1].mkdir(parents=True, exist_ok=True)
     bi, trees = (path.name for path in trained)
-    assert asked == [("best", [], 1), ("cross", [bi], 1), ("fast", [trees], 1), ("bi", [], 1)]
+    assert asked == [("best", [], 1), ("cross-start", [bi], 1), ("fast", [trees], 1), ("bi", [], 1)]
 
 
 def test_cell_on_valid_is_no_look_at_the_test_split(own_queue, tmp_path):
