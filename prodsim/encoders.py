@@ -360,8 +360,10 @@ class PairModel:
         fmt = self.text_format
         limit = fmt.max_tokens + 2 * (len(fmt.attributes) - 1)
         long = [i for i, text in enumerate(marked) if len(text) > limit or not text.isascii()]
+        if not long:
+            return {}
         read = self.tokenizer([marked[i] for i in long], add_special_tokens=False, truncation=False, verbose=False)
-        over = [i for i, ids in zip(long, read["input_ids"], strict=True) if len(ids) > limit] if long else []
+        over = [i for i, ids in zip(long, read["input_ids"], strict=True) if len(ids) > limit]
         room = {i: marked[i].count(fmt.mark) - texts[i].count(fmt.mark) for i in over}
         cut = {}
         for marks in set(room.values()):

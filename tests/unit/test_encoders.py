@@ -275,6 +275,8 @@ def test_marked_pairs_fit_the_encoder_and_short_attributes_stay_whole(tiny_model
     for price, text in zip(pairs.left_price, left, strict=True):
         assert text.endswith(price), "marks pushed out a short attribute"
     plain = models["cross"].pair_texts(pairs)
+    one = {f"{side}_{a}": ["lamp"] for side in ("left", "right") for a in NAMES}
+    assert marking.pair_texts(pd.DataFrame(one))[0] == [" | ".join(["= lamp"] * len(NAMES))]  # too short to be cut
     assert marking.pair_texts(pairs) != plain and not any("= " in t for side in plain for t in side)
 
 
