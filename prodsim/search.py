@@ -44,7 +44,7 @@ from .engine import open_index
 from .evaluation import expected_calibration_error, ndcg
 from .evidence import note_look
 from .index import CatalogueIndex, read_query
-from .reader import TextReader
+from .reader import TextReader, one_thread
 from prodsim.retrieval import (
     FEATURES,
     FIELDS,
@@ -373,7 +373,8 @@ def open_search(
         kinds = _Kinds(embed, _kept_kinds(own, made_by))
         search = ProductSearch.fit(records, kinds, vectors, names, tokenizer)
         search.embed = embed
-        search.floor = Floor.fit(search)
+        with one_thread():  # many small products: a busy machine would wait for its own threads
+            search.floor = Floor.fit(search)
         try:
             _write_search(own, {"state": state, "model": made_by, "kinds": kinds.asked}, search)
         except OSError:
