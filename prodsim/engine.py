@@ -87,7 +87,9 @@ def connect(
             raise ProdsimError(f"engine {address}: the address starts with http:// or https://, or is a folder")
         key = os.environ.get("QDRANT_API_KEY") or None
         return qdrant.QdrantClient(url=address, api_key=key, timeout=20, check_compatibility=False)
-    folder = Path(address).resolve()
+    folder = Path(os.path.realpath(address))
+    if new and not os.path.lexists(folder):
+        check_writable(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "meta.json").is_file()):
         raise ProdsimError(f"engine {folder}: is there already and no folder of the engine; name a new one")
     if not new and not folder.is_dir():
@@ -229,7 +231,7 @@ class EngineIndex(SearchableIndex):
             raise ProdsimError(f"{folder}: is there already and no index; name a new folder")
         check_writable(folder / "index.json")
         if "://" not in engine:
-            engine = str(Path(engine).resolve())
+            engine = os.path.realpath(engine)
             if Path(engine).is_relative_to(folder.resolve()):
                 raise ProdsimError(f"engine {engine}: name a folder outside of {folder}, which holds the manifest")
         records = unique_catalogue(records)
