@@ -267,11 +267,9 @@ class EngineIndex(SearchableIndex):
                 with contextlib.suppress(Exception):  # the first error is the one to be told
                     client.delete_collection(place["collection"])
                 raise
-        for left in folder.iterdir():  # of an index that stood here: segments, and what search learned of it
-            if left.is_dir() and not left.name.startswith("."):
-                shutil.rmtree(left, ignore_errors=True)
-            elif left.name == "ranker.json":
-                left.unlink()
+        (folder / "ranker.json").unlink(missing_ok=True)  # what search learned of an index that stood here
+        for left in (*folder.glob("s[0-9]*"), *(folder / name for name in ("search", "states", "reranker"))):
+            shutil.rmtree(left, ignore_errors=True)
         if before and "engine" in before:
             with contextlib.suppress(ProdsimError):  # an engine that is gone keeps what it has
                 cls(folder, before, connect(before["engine"]["address"]), encoder)._drop()

@@ -89,10 +89,12 @@ def vector_index(
     vectors: np.ndarray,  # shape (records, dimensions), float32, rows of length one
     kind: str,  # "hnsw", "ivf", "pq" or "hash"
 ):  # a faiss index
-    "Train and fill an index. Raises ProdsimError as `check_kind` does."
+    "Train and fill an index. Raises ProdsimError as `check_kind` does, and for kind flat, which needs none."
     faiss = _faiss()
     n, d = vectors.shape
     check_kind(kind, n, d)
+    if kind == "flat":
+        raise ProdsimError("index kind 'flat' has no index: its vectors are searched as they are")
     cells = max(1, int(4 * np.sqrt(n)))
     form = {"hnsw": "HNSW32", "ivf": f"IVF{min(cells, max(1, n // 39))},Flat"}
     form |= {"pq": f"PQ{d // 8}x8np", "hash": "ITQ,LSHt"}
