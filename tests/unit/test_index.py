@@ -89,6 +89,8 @@ def test_reorder_leaves_what_is_missing_last():
 def test_kinds_that_cannot_be(clustered):
     with pytest.raises(ProdsimError, match="choose one of"):
         vector_index(clustered[0], "tree")
+    with pytest.raises(ProdsimError, match="searched as they are"):
+        vector_index(clustered[0], "flat")
     with pytest.raises(ProdsimError, match="at least 256 vectors"):
         vector_index(clustered[0][:100], "pq")
 
