@@ -6,6 +6,7 @@
 __all__ = ['marked', 'line_curve', 'Demo', 'serve']
 
 # %% ../nbs/75_demo.ipynb #072af466
+import contextlib
 import json
 import re
 import threading
@@ -78,7 +79,10 @@ class Demo:
         path: str,  # of the request, with its query
     ) -> tuple[int, str, bytes]:  # status, content type, body
         "The page or JSON. A user's mistake is told in the field `error`."
-        parts = urlsplit(path)
+        try:
+            parts = urlsplit(path)
+        except ValueError:  # no address at all
+            return 404, "application/json", b'{"error": "no such page"}'
         asked = dict(parse_qsl(parts.query, keep_blank_values=True))
         if parts.path == "/":
             return 200, "text/html; charset=utf-8", resources.files("prodsim").joinpath("demo.html").read_bytes()
@@ -152,8 +156,9 @@ def serve(
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Content-Security-Policy", "default-src 'self' 'unsafe-inline'")
             self.send_header("X-Content-Type-Options", "nosniff")
-            self.end_headers()
-            self.wfile.write(body)
+            with contextlib.suppress(ConnectionError):  # a browser that has asked something else by now
+                self.end_headers()
+                self.wfile.write(body)
 
         def log_message(self, *args):
             pass

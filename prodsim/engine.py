@@ -16,6 +16,7 @@ import logging
 import os
 import platform
 import shutil
+import sqlite3
 import sys
 import time
 import uuid
@@ -34,6 +35,7 @@ from prodsim.core import (
     ProdsimError,
     atomic_dir,
     atomic_file,
+    check_writable,
     metered,
     provenance,
     restore_dir,
@@ -50,6 +52,7 @@ from prodsim.index import (
     SearchableIndex,
     attribute_order,
     checked_encoder,
+    checked_vectors,
     compare_found,
     fingerprint,
     measure_scale,
@@ -58,6 +61,7 @@ from prodsim.index import (
     plain_records,
     read_manifest,
     unique_catalogue,
+    whole_text,
 )
 
 # %% ../nbs/76_engine.ipynb #977b343c
@@ -83,11 +87,15 @@ def connect(
             raise ProdsimError(f"engine {address}: the address starts with http:// or https://, or is a folder")
         key = os.environ.get("QDRANT_API_KEY") or None
         return qdrant.QdrantClient(url=address, api_key=key, timeout=20, check_compatibility=False)
-    folder = Path(address).resolve()
+    folder = Path(os.path.realpath(address))
+    if new and not os.path.lexists(folder):
+        check_writable(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "meta.json").is_file()):
         raise ProdsimError(f"engine {folder}: is there already and no folder of the engine; name a new one")
     if not new and not folder.is_dir():
         raise ProdsimError(f"engine {folder}: the folder is gone; put it back or make the index again")
+    if new:
+        check_writable(folder / "meta.json")
     client = _EMBEDDED.get(str(folder))
     if client is None:
         try:
@@ -96,7 +104,7 @@ def connect(
             raise ProdsimError(
                 f"engine {folder}: another process has it open; embedded mode is for one, run a server for more"
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, sqlite3.Error) as error:
             reason = str(error).splitlines()[0][:100]
             raise ProdsimError(f"engine {folder}: cannot be read ({reason}); make the index again") from None
         _EMBEDDED[str(folder)] = client
@@ -121,6 +129,9 @@ def engine_errors(
     except (ResponseHandlingException, HTTPError, InvalidURL) as error:
         said = " ".join(str(error).split())[:100] or type(error).__name__
         raise ProdsimError(f"engine {address}: cannot be reached ({said}); start it or mend the address") from None
+    except (OSError, sqlite3.Error) as error:  # of embedded mode, whose folder is on a disk of ours
+        said = " ".join(str(error).split())[:100] or type(error).__name__
+        raise ProdsimError(f"engine {address}: its folder cannot be used ({said}); make room and try again") from None
 
 # %% ../nbs/76_engine.ipynb #dd83c839
 def term_number(
@@ -211,14 +222,16 @@ class EngineIndex(SearchableIndex):
     ) -> "EngineIndex":
         """Embed and fill a new collection; then write the manifest, then drop the collection of an older one.
 
-        Raises ProdsimError if the collection or something other than an index is there already."""
+        Raises ProdsimError if the collection or something other than an index is there already, and where the
+        manifest could not be written."""
         folder = Path(folder)
         restore_dir(folder)
         before = read_manifest(folder) if (folder / "index.json").is_file() else None
-        if before is None and folder.exists() and (folder.is_file() or any(folder.iterdir())):
+        if before is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ProdsimError(f"{folder}: is there already and no index; name a new folder")
+        check_writable(folder / "index.json")
         if "://" not in engine:
-            engine = str(Path(engine).resolve())
+            engine = os.path.realpath(engine)
             if Path(engine).is_relative_to(folder.resolve()):
                 raise ProdsimError(f"engine {engine}: name a folder outside of {folder}, which holds the manifest")
         records = unique_catalogue(records)
@@ -236,7 +249,8 @@ class EngineIndex(SearchableIndex):
         with engine_errors(engine):
             if client.collection_exists(place["collection"]):
                 raise ProdsimError(f"engine {engine}: there is a collection {place['collection']!r}; name another")
-            vectors = encoder.embed(records) if vectors is None else np.asarray(vectors, np.float32)
+            given = encoder.embed(records) if vectors is None else vectors
+            vectors = checked_vectors(given, len(records), encoder)
             size = vectors.shape[1]
             try:
                 client.create_collection(
@@ -253,7 +267,8 @@ class EngineIndex(SearchableIndex):
                 with contextlib.suppress(Exception):  # the first error is the one to be told
                     client.delete_collection(place["collection"])
                 raise
-        for left in folder.glob("s[0-9]*"):  # of a local index that stood here
+        (folder / "ranker.json").unlink(missing_ok=True)  # what search learned of an index that stood here
+        for left in (*folder.glob("s[0-9]*"), *(folder / name for name in ("search", "states", "reranker"))):
             shutil.rmtree(left, ignore_errors=True)
         if before and "engine" in before:
             with contextlib.suppress(ProdsimError):  # an engine that is gone keeps what it has
@@ -434,7 +449,10 @@ class EngineIndex(SearchableIndex):
             fresh = [r for r, s in zip(rows, same, strict=True) if not s]
             replaced = sum(r["id"] in held for r in fresh)
             if fresh:
-                own = self.encoder.embed(records[~same]) if vectors is None else np.asarray(vectors)[~same]
+                if vectors is None:
+                    own = checked_vectors(self.encoder.embed(records[~same]), len(fresh), self.encoder)
+                else:
+                    own = checked_vectors(vectors, len(records), self.encoder)[~same]
                 with self._errors():
                     self._upsert(fresh, own)
             return {"added": len(fresh) - replaced, "replaced": replaced, "unchanged": int(same.sum())}
@@ -445,7 +463,7 @@ class EngineIndex(SearchableIndex):
     ) -> int:  # records deleted
         "Delete records. Raises ProdsimError, and deletes none, if one of the ids is not there."
         with one_writer(self.folder):
-            ids = list(dict.fromkeys(str(i) for i in ids))
+            ids = list(dict.fromkeys(map(whole_text, ids)))
             held = self.records(ids)
             if missing := [i for i in ids if i not in held]:
                 raise ProdsimError(f"{self.folder}: no record with id {missing[0][:80]!r}; nothing was deleted")
@@ -656,15 +674,22 @@ def embed_job(
     Raises ProdsimError after the last shard for the first that has a bad row, and if Ray is missing or not reached."""
     if cluster is not None and not workers:
         raise ProdsimError(f"--cluster {cluster}: give the number of its workers, --workers 1 or more")
-    begun, records, out = time.perf_counter(), Path(records).resolve(), Path(out).resolve()
-    if out.is_file() or out == records:
+    check_writable(Path(out) / "part.parquet")
+    begun, records, out = time.perf_counter(), *(Path(os.path.realpath(path)) for path in (records, out))
+    if out.is_file() or out == records or not out.name:
         raise ProdsimError(f"--out {out}: name a folder of its own")
     whole = records.is_file()
+    if whole:
+        check_writable(out.with_name(f"{out.name}.records") / "part.parquet")
     shards = [records] if whole else shard_files(records)
     names = [c for c in next(iter(stream_records(shards[0], 1))).columns if c != "id"]
     made_by = fingerprint(open_encoder(model, names))
     if whole:
         shards = record_shards(records, out.with_name(f"{out.name}.records"), rows)
+        for left in (p for folder in (shards[0].parent, out) for p in folder.glob("part-[0-9]*.parquet")):
+            of_a_job = left.parent != out or bool(shard_note(left))
+            if of_a_job and left.name not in {shard.name for shard in shards}:  # of an earlier cut into more parts
+                left.unlink()
     given = (None if model is None else str(model), names, made_by, str(out))
     if workers:
         told = run_on_ray(shards, given, workers, cluster)

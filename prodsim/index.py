@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'FLAT_UP_TO', 'EFFORTS', 'MOST_CHARACTERS', 'KINDS_COMPARED', 'MOST_LINKED', 'PLAIN_THRESHOLD',
-           'DEDUPE_CHOSEN', 'exact_neighbours', 'vector_index', 'learn_quietly', 'find_vectors', 'reorder',
-           'neighbour_recall', 'least_effort', 'fingerprint', 'open_encoder', 'checked_encoder', 'one_writer',
-           'read_manifest', 'partial_titles', 'needed_effort', 'Segment', 'read_query', 'read_filters',
-           'known_attribute', 'passes', 'sort_keys', 'query_vector', 'compare_found', 'fuse_found', 'unique_catalogue',
-           'attribute_order', 'plain_records', 'SearchableIndex', 'CatalogueIndex', 'scale_summary', 'index_bytes',
-           'vectors_compared', 'measure_scale', 'stored_scale', 'scale_differences', 'scale_frame', 'growth_slope',
-           'embedding_growth', 'link_clusters', 'dedupe_records', 'plain_judge', 'summarise_dedupe', 'run_dedupe',
-           'stored_dedupe', 'dedupe_differences']
+           'DEDUPE_CHOSEN', 'exact_neighbours', 'check_kind', 'vector_index', 'learn_quietly', 'find_vectors',
+           'reorder', 'neighbour_recall', 'least_effort', 'fingerprint', 'open_encoder', 'checked_encoder',
+           'one_writer', 'read_manifest', 'partial_titles', 'needed_effort', 'checked_vectors', 'Segment', 'whole_text',
+           'read_query', 'read_filters', 'known_attribute', 'passes', 'sort_keys', 'query_vector', 'compare_found',
+           'fuse_found', 'unique_catalogue', 'attribute_order', 'plain_records', 'SearchableIndex', 'CatalogueIndex',
+           'scale_summary', 'index_bytes', 'vectors_compared', 'measure_scale', 'stored_scale', 'scale_differences',
+           'scale_frame', 'growth_slope', 'embedding_growth', 'link_clusters', 'dedupe_records', 'plain_judge',
+           'summarise_dedupe', 'run_dedupe', 'stored_dedupe', 'dedupe_differences']
 
 # %% ../nbs/71_index.ipynb #3a3ebe9e
 import contextlib
@@ -34,6 +34,7 @@ from .comparisons import amount, squash, words
 from prodsim.core import (
     ProdsimError,
     atomic_dir,
+    check_writable,
     disagreements,
     metered,
     provenance,
@@ -72,17 +73,28 @@ def exact_neighbours(
     return faiss.knn(np.ascontiguousarray(queries), vectors, min(k, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
 
 # %% ../nbs/71_index.ipynb #40fdfee6
+def check_kind(
+    kind: str,  # of `KINDS`
+    records: int,
+    dimensions: int,
+) -> None:
+    "Raises ProdsimError for an unknown kind and for too few vectors to learn a code from."
+    if kind not in KINDS:
+        raise ProdsimError(f"index kind {kind!r}: choose one of {', '.join(KINDS)}")
+    if kind in ("pq", "hash") and (records < 256 or dimensions % 8):
+        raise ProdsimError(f"kind {kind} learns its codes from at least 256 vectors of 8, 16, … dimensions: take flat")
+
+
 def vector_index(
     vectors: np.ndarray,  # shape (records, dimensions), float32, rows of length one
     kind: str,  # "hnsw", "ivf", "pq" or "hash"
 ):  # a faiss index
-    "Train and fill an index. Raises ProdsimError for an unknown kind and for too few vectors to learn a code from."
+    "Train and fill an index. Raises ProdsimError as `check_kind` does, and for kind flat, which needs none."
     faiss = _faiss()
     n, d = vectors.shape
-    if kind not in KINDS[1:]:
-        raise ProdsimError(f"index kind {kind!r}: choose one of {', '.join(KINDS)}")
-    if kind in ("pq", "hash") and (n < 256 or d % 8):
-        raise ProdsimError(f"kind {kind} learns its codes from at least 256 vectors of 8, 16, … dimensions: take flat")
+    check_kind(kind, n, d)
+    if kind == "flat":
+        raise ProdsimError("index kind 'flat' has no index: its vectors are searched as they are")
     cells = max(1, int(4 * np.sqrt(n)))
     form = {"hnsw": "HNSW32", "ivf": f"IVF{min(cells, max(1, n // 39))},Flat"}
     form |= {"pq": f"PQ{d // 8}x8np", "hash": "ITQ,LSHt"}
@@ -211,7 +223,8 @@ def one_writer(
 ) -> Iterator[None]:
     """One writer at a time, where the system can lock files; a lock dies with its process.
 
-    Raises ProdsimError if another process is writing."""
+    Raises ProdsimError if another process is writing, or nothing can be written there."""
+    check_writable(folder / ".lock")
     try:
         import fcntl
     except ImportError:
@@ -273,6 +286,33 @@ def needed_effort(
     return least_effort(lambda effort: find_vectors(index, queries, 10, effort), truth, target)
 
 
+@contextlib.contextmanager
+def _saving(folder: Path) -> Iterator[None]:
+    "A full disk, or what else a file system may say, as one line."
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise ProdsimError(f"{folder}: could not be written ({reason}); what stood there is untouched") from None
+
+
+def checked_vectors(
+    vectors: np.ndarray,  # of an encoder, or given
+    records: int,  # that they belong to
+    encoder,  # a bi-encoder, whose dimensions they must have
+) -> np.ndarray:  # float32
+    "Raises ProdsimError for another shape, for what is no number, and for rows that are not of length one."
+    vectors, wanted = np.asarray(vectors), (records, encoder.embed_texts([]).shape[1])
+    if vectors.shape != wanted or not np.issubdtype(vectors.dtype, np.floating):
+        raise ProdsimError(f"vectors of shape {vectors.shape}, {vectors.dtype}: this takes floats of shape {wanted}")
+    vectors = vectors.astype(np.float32, copy=False)
+    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    if (wrong := ~(np.abs(lengths - 1) < 0.01)).any():
+        row = int(wrong.argmax())
+        raise ProdsimError(f"the vector in row {row} has length {lengths[row]:.3g}: this takes rows of length one")
+    return vectors
+
+
 def _write_segment(
     folder: Path, records: pd.DataFrame, vectors: np.ndarray, names: list[str], kind: str, encoder
 ) -> dict:
@@ -288,7 +328,10 @@ def _write_segment(
             queries = encoder.embed(pd.DataFrame(asked, dtype=object)) if titles else np.zeros((0, vectors.shape[1]))
             if (effort := needed_effort(index, np.ascontiguousarray(vectors, np.float32), queries)) is not None:
                 told["effort"] = effort
-            _faiss().write_index(index, str(new / "vectors.faiss"))
+            try:
+                _faiss().write_index(index, str(new / "vectors.faiss"))
+            except RuntimeError as error:  # all that faiss has to say, of a full disk, too
+                raise OSError(str(error).splitlines()[0].rsplit(": ", 1)[-1]) from None
         texts = [" ".join(v for v in row if v) for row in zip(*(columns[n] for n in names), strict=True)]
         LexicalIndex.build(texts, trigrams).save(new)
     return told
@@ -361,11 +404,18 @@ class Segment:
 MOST_CHARACTERS = 1000  # of a query that are read
 
 
+def whole_text(
+    text: object,  # what was typed, bytes that are no UTF-8 among it, which Python keeps as half a character each
+) -> str:
+    "A text that can be written and sent: a question mark for each of those."
+    return str(text).encode("utf-8", "replace").decode("utf-8")
+
+
 def read_query(
     text: str,  # what was typed
 ) -> tuple[str, list[str]]:  # what is searched for, remarks
     "Check a query. Raises ProdsimError if it has no letter or digit."
-    flat = " ".join(str(text).replace("\0", " ").split())
+    flat = " ".join(whole_text(text).replace("\0", " ").split())
     if not flat:
         raise ProdsimError("the query is empty: type a few words of a title, a brand or a model number")
     if not any(c.isalnum() for c in flat):
@@ -382,7 +432,7 @@ def read_filters(
 ) -> list[tuple[str, str, str | float]]:  # attribute, "=", "~", "<=" or ">=", text without case or a number
     "Conditions on records. Raises ProdsimError for a filter that names no attribute or no number."
     conditions, names = [], list(names)
-    for each in filters:
+    for each in map(whole_text, filters):
         found = re.fullmatch(r"\s*(.+?)\s*(<=|>=|=|~)\s*(.+?)\s*", each)
         if not found:
             raise ProdsimError(f"filter {each!r}: write ATTRIBUTE=VALUE, ATTRIBUTE~WORD, ATTRIBUTE<=N or ATTRIBUTE>=N")
@@ -550,9 +600,10 @@ class SearchableIndex:
         k: int = 10,  # results
     ) -> dict:  # id, results as of `search`, notes
         "Records near a record. Raises ProdsimError if there is none with this id."
-        held = self.held(str(id))
+        id = whole_text(id)
+        held = self.held(id)
         if held is None:
-            raise ProdsimError(f"{self.folder}: no record with id {str(id)[:80]!r}; prodsim search finds ids by words")
+            raise ProdsimError(f"{self.folder}: no record with id {id[:80]!r}; prodsim search finds ids by words")
         record, vector, place = held
         text = " ".join(record[n] for n in self.manifest["attributes"] if record[n])[:MOST_CHARACTERS]
         found, notes = self.near(vector, text, max(50, 2 * k), [], place)
@@ -597,23 +648,28 @@ class CatalogueIndex(SearchableIndex):
         kind: str = "auto",  # "flat", "hnsw", "ivf", "pq", "hash"; auto: flat up to `FLAT_UP_TO`, then ivf
         vectors: np.ndarray | None = None,  # of the records, if they are embedded already
     ) -> "CatalogueIndex":
-        "Embed and write, whole or not at all. Raises ProdsimError if something other than an index stands at `folder`."
+        """Embed and write, whole or not at all.
+
+        Raises ProdsimError, before anything is embedded, if something other than an index stands at `folder` or it
+        cannot be written."""
         folder = Path(folder)
         restore_dir(folder)
-        if folder.exists() and not (folder / "index.json").is_file() and (folder.is_file() or any(folder.iterdir())):
+        if folder.exists() and not (folder / "index.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
             raise ProdsimError(f"{folder}: is there already and no index; name a new folder")
         if (folder / "index.json").is_file() and "engine" in read_manifest(folder):
             raise ProdsimError(f"{folder}: names a collection of an engine; give --engine again, or name a new folder")
         if kind not in ("auto", *KINDS):
             raise ProdsimError(f"index kind {kind!r}: choose auto or one of {', '.join(KINDS)}")
+        check_writable(folder)
         records = unique_catalogue(records)
         names = attribute_order(records, names)
-        encoder = open_encoder(model, names)
-        vectors = encoder.embed(records) if vectors is None else vectors
         chosen = ("flat" if len(records) <= FLAT_UP_TO else "ivf") if kind == "auto" else kind
+        encoder = open_encoder(model, names)
+        check_kind(chosen, len(records), encoder.embed_texts([]).shape[1])
+        vectors = checked_vectors(encoder.embed(records) if vectors is None else vectors, len(records), encoder)
         made = {"name": str(model or DEFAULT_MODEL), "fingerprint": fingerprint(encoder)}
         manifest = {"format": 1, "model": made, "attributes": names, "kind": chosen, "next": 2, **revision()}
-        with atomic_dir(folder) as new:
+        with _saving(folder), atomic_dir(folder) as new:
             manifest["segments"] = [_write_segment(new / "s000001", records, vectors, names, chosen, encoder)]
             keep_reader(new, encoder, **made)
             write_json(new / "index.json", manifest)
@@ -653,7 +709,7 @@ class CatalogueIndex(SearchableIndex):
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        wanted, out = pa.array(list(dict.fromkeys(map(str, ids))), pa.string()), {}
+        wanted, out = pa.array(list(dict.fromkeys(map(whole_text, ids))), pa.string()), {}
         for i, segment in enumerate(self.segments):
             which = pc.index_in(segment.records.data.column("id"), value_set=wanted)
             rows = pc.indices_nonzero(pc.is_valid(which)).to_numpy()
@@ -714,9 +770,13 @@ class CatalogueIndex(SearchableIndex):
             counts = {"added": len(fresh) - len(replaced), "replaced": len(replaced), "unchanged": int(same.sum())}
             if len(fresh):
                 number = self.manifest["next"]
-                name, own = f"s{number:06d}", vectors[~same] if vectors is not None else self.encoder.embed(fresh)
-                kind = self.manifest["kind"] if len(fresh) > FLAT_UP_TO else "flat"
-                told = _write_segment(self.folder / name, fresh, own, names, kind, self.encoder)
+                name, kind = f"s{number:06d}", self.manifest["kind"] if len(fresh) > FLAT_UP_TO else "flat"
+                if vectors is None:
+                    own = checked_vectors(self.encoder.embed(fresh), len(fresh), self.encoder)
+                else:
+                    own = checked_vectors(vectors, len(records), self.encoder)[~same]
+                with _saving(self.folder):
+                    told = _write_segment(self.folder / name, fresh, own, names, kind, self.encoder)
                 listed = [*self._without(replaced), told]
                 self._publish({**self.manifest, "segments": listed, "next": number + 1})
             return counts
@@ -727,7 +787,7 @@ class CatalogueIndex(SearchableIndex):
     ) -> int:  # records deleted
         "Delete records. Raises ProdsimError, and deletes none, if one of the ids is not there."
         with self._writing():
-            ids = list(dict.fromkeys(map(str, ids)))
+            ids = list(dict.fromkeys(map(whole_text, ids)))
             at = self.places(ids)
             if missing := [i for i in ids if i not in at]:
                 raise ProdsimError(f"{self.folder}: no record with id {missing[0][:80]!r}; nothing was deleted")
@@ -749,7 +809,8 @@ class CatalogueIndex(SearchableIndex):
                 kind = "flat"
             name = f"s{number:06d}"
             names, whole = self.manifest["attributes"], np.concatenate(vectors)
-            listed = [_write_segment(self.folder / name, records, whole, names, kind, self.encoder)]
+            with _saving(self.folder):
+                listed = [_write_segment(self.folder / name, records, whole, names, kind, self.encoder)]
             self._publish({**self.manifest, "segments": listed, "next": number + 1})
 
     @contextlib.contextmanager
@@ -768,10 +829,11 @@ class CatalogueIndex(SearchableIndex):
         return listed
 
     def _publish(self, manifest: dict) -> None:
-        write_json(self.folder / "index.json", manifest)
+        with _saving(self.folder):
+            write_json(self.folder / "index.json", manifest)
         named = {s["name"] for s in manifest["segments"]}
         self.manifest, self.segments = manifest, self._opened(self.folder, manifest, self.encoder).segments
-        for left in self.folder.glob("s[0-9]*"):
+        for left in (*self.folder.glob("s[0-9]*"), *self.folder.glob(".s[0-9]*.new-*")):  # of who was killed, too
             if left.name not in named:
                 shutil.rmtree(left, ignore_errors=True)
 

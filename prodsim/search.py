@@ -17,10 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,8 @@ from .clicks import title_queries
 from prodsim.core import (
     ProdsimError,
     atomic_dir,
+    check_writable,
+    hash_text,
     provenance,
     results_folder,
     revision,
@@ -42,7 +44,7 @@ from .engine import open_index
 from .evaluation import expected_calibration_error, ndcg
 from .evidence import note_look
 from .index import CatalogueIndex, read_query
-from .reader import TextReader
+from .reader import TextReader, one_thread
 from prodsim.retrieval import (
     FEATURES,
     FIELDS,
@@ -347,6 +349,9 @@ def open_search(
 ) -> ProductSearch:
     """Open an index for search, all of it in memory; what search needs besides is written into its folder once.
 
+    After a change of the index words, counts and floor are made again from all records; of the kinds of things only
+    those are embedded that are new.
+
     Raises ProdsimError as `open_index` does, and for more than `HELD_UP_TO` records."""
     index = open_index(folder, model)
     if len(index) > HELD_UP_TO:
@@ -354,6 +359,8 @@ def open_search(
             f"{folder}: {len(index):,} records, search holds up to {HELD_UP_TO:,} in memory; "
             "ask the index itself with prodsim similar --text, which filters, sorts and pages, too"
         )
+    if not len(index):
+        raise ProdsimError(f"{folder}: every record is deleted; add some with prodsim index CATALOG --update")
     (records, vectors), own = index.everything(), Path(folder) / "search"
     names, reader = index.manifest["attributes"], TextReader(index.encoder)
     embed = reader.embed
@@ -362,10 +369,14 @@ def open_search(
     state, tokenizer = blake2b(told, digest_size=8).hexdigest(), index.encoder.tokenizer
     search = _read_search(own, state, records, names, embed, vectors)
     if search is None:
-        search = ProductSearch.fit(records, embed, vectors, names, tokenizer)
-        search.floor = Floor.fit(search)
+        made_by = index.manifest["model"]["fingerprint"]
+        kinds = _Kinds(embed, _kept_kinds(own, made_by))
+        search = ProductSearch.fit(records, kinds, vectors, names, tokenizer)
+        search.embed = embed
+        with one_thread():  # many small products: a busy machine would wait for its own threads
+            search.floor = Floor.fit(search)
         try:
-            _write_search(own, state, search)
+            _write_search(own, {"state": state, "model": made_by, "kinds": kinds.asked}, search)
         except OSError:
             pass  # a folder that cannot be written to is searched all the same
     search.tokenizer = tokenizer
@@ -394,14 +405,38 @@ def _kept_states(folder: Path, search: ProductSearch, reader: TextReader, progre
     return made
 
 
-def _write_search(folder: Path, state: str, search: ProductSearch) -> None:
+@dataclass
+class _Kinds:
+    "Embeds the kinds of things that are not known from before."
+
+    embed: Callable[[list[str]], np.ndarray]  # texts → rows
+    known: dict[str, np.ndarray]  # hash of a text → its row
+    asked: list[str] = field(default_factory=list)  # hashes of the texts, in their order
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        self.asked = [hash_text(t) for t in texts]
+        new = {k: t for k, t in zip(self.asked, texts, strict=True) if k not in self.known}
+        self.known |= dict(zip(new, self.embed(list(new.values())), strict=True)) if new else {}
+        return np.array([self.known[k] for k in self.asked])
+
+
+def _kept_kinds(folder: Path, made_by: str) -> dict[str, np.ndarray]:
+    "What `_write_search` kept of an earlier state of the index, if the same encoder made it."
+    try:
+        kept, rows = json.loads((folder / "search.json").read_text(encoding="utf-8")), np.load(folder / "kinds.npy")
+        return dict(zip(kept["kinds"], rows, strict=True)) if kept["model"] == made_by else {}
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return {}
+
+
+def _write_search(folder: Path, told: dict, search: ProductSearch) -> None:
     with atomic_dir(folder) as new:
         np.save(new / "kinds.npy", search.kinds)
         for f, index in search.lexical.items():
             (new / f).mkdir()
             index.save(new / f)
         write_json(new / "vocabulary.json", asdict(search.vocabulary))
-        write_json(new / "search.json", {"state": state, "floor": asdict(search.floor)})
+        write_json(new / "search.json", {**told, "floor": asdict(search.floor)})
 
 
 def _read_search(folder: Path, state: str, records, names, embed, vectors) -> ProductSearch | None:
@@ -413,7 +448,7 @@ def _read_search(folder: Path, state: str, records, names, embed, vectors) -> Pr
         lexical = {f: LexicalIndex.load(folder / f, search_words) for f in FIELDS}
         vocabulary = Vocabulary(**json.loads((folder / "vocabulary.json").read_text(encoding="utf-8")))
         floor = Floor(**kept["floor"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None  # written anew
     return ProductSearch(records, names, embed, vectors, kinds, lexical, vocabulary, floor=floor)
 
@@ -434,6 +469,7 @@ def learn_search(
         raise ProdsimError(f"rerank {rerank!r}: choose trees, late or cross")
     if states and rerank == "late":
         raise ProdsimError("kept states are late interaction already: choose rerank trees or cross beside them")
+    check_writable(Path(folder) / "ranker.json")
     if judgments is not None:
         try:
             table = pd.read_csv(judgments, dtype={"query": str, "id": str})
@@ -441,8 +477,9 @@ def learn_search(
             raise ProdsimError(f"{judgments}: not readable ({error})") from None
         if lacking := [c for c in ("query", "id", "grade") if c not in table]:
             raise ProdsimError(f"{judgments}: no column {lacking[0]!r}; judgments need query, id and grade")
-        if (empty := table["query"].fillna("").str.strip() == "").any():
-            raise ProdsimError(f"{judgments}, row {int(empty.idxmax()) + 2}: no query")
+        for column in ("query", "id"):
+            if (empty := table[column].fillna("").str.strip() == "").any():
+                raise ProdsimError(f"{judgments}, row {int(empty.idxmax()) + 2}: no {column}")
         told = table.groupby(["query", "id"])["grade"].nunique()
         if (twice := told[told > 1]).size:
             query, own = twice.index[0]
@@ -463,7 +500,11 @@ def learn_search(
     judged, seen = {}, {}
     for query, part in table.groupby("query"):
         judged[query] = {row[i]: int(g) for i, g in zip(part["id"], part["grade"], strict=True)}
-        rows, measured, _ = search.measure(search.vocabulary.read(read_query(query)[0]), None, judged[query])
+        try:
+            asked, _ = read_query(query)
+        except ProdsimError as error:
+            raise ProdsimError(f"{judgments}: {error}") from None
+        rows, measured, _ = search.measure(search.vocabulary.read(asked), None, judged[query])
         seen[query] = (rows, measured, np.array([judged[query].get(int(r), -1) for r in rows]))
     ranker = Ranker.fit([x for _, x, _ in seen.values()], [g for _, _, g in seen.values()], unjudged)
     report = {"queries": len(judged), "judgments": len(table), "floor": ranker.floor}

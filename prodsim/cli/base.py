@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from ..core import ProdsimError, _plain
+from ..core import ProdsimError, _plain, check_writable
 
 # %% ../../nbs/cli/10_base.ipynb #565a9d2b
 class Rooms(TyperGroup):
@@ -150,19 +150,21 @@ def check_suffix(
     path: Path,  # what it names
     *suffixes: str,  # which are written: .csv
 ) -> None:
-    "Raise ProdsimError if a file to be written has another suffix, or a folder stands in its place."
+    "Raise ProdsimError if a file to be written has another suffix, a folder in its place, or no place at all."
     if path.suffix not in suffixes:
         raise ProdsimError(f"{option} {path}: write {' or '.join(suffixes)}")
     if path.is_dir():
         raise ProdsimError(f"{option} {path}: is a folder; name a file")
+    check_writable(path)
 
 
 def check_new(
     folder: Path,  # to be made
 ) -> None:
-    "Raise ProdsimError if there is something at a folder's place already; an empty folder is nothing."
+    "Raise ProdsimError if a folder cannot be made, or something is there already; an empty folder is nothing."
     if folder.exists() and (folder.is_file() or any(folder.iterdir())):
         raise ProdsimError(f"{folder}: is there already and not empty; name a new folder")
+    check_writable(folder)
 
 
 def different_numbers(

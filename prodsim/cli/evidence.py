@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from .base import Data, Json, print_result, print_table, progress_log, show_progress
-from ..core import ProdsimError
+from ..core import ProdsimError, check_writable, results_folder
 
 # %% ../../nbs/cli/50_evidence.ipynb #c7de2f5d
 room = typer.Typer()
@@ -87,6 +87,7 @@ def _candidate_ranks(
     "Measure candidate retrieval: rank of every true record by BM25, encoder, fused ranks and the learned mix; stored."
     from prodsim.candidates import run_candidates
 
+    check_writable(results_folder() / "candidates" / "ranks.json")
     result = run_candidates(data, split, model)
     rows = [
         {"system": s, **{f"@{k}": v["recall"] for k, v in r.items()}, "missed @5": r["5"]["missed"]}
@@ -179,6 +180,7 @@ def _bench_index(
     from prodsim.engine import bench_index
     from prodsim.index import KINDS_COMPARED, run_dedupe
 
+    check_writable((results_folder() if dedupe or store else work) / "index.json")
     if dedupe:
         result = run_dedupe()
         print_result(result, as_json, [{"category": c, **row} for c, row in result["parts"].items()])
@@ -227,6 +229,7 @@ def _bench_search(
     if chinese + cross + floor + latency + made + start > 1:
         own = "--chinese, --cross, --floor, --latency, --made and --start"
         raise ProdsimError(f"{own} are measurements of their own: give one")
+    check_writable(results_folder() / "search" / "scores.json")
     if chinese:
         result = run_search_chinese(model)
     else:

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import socket
+import struct
 import subprocess
 import threading
 import urllib.request
@@ -88,6 +90,7 @@ def test_search_and_similar_answer_the_page(demo):
         ("/api/search?q=laptop&sort=x", "no attribute"),
         ("/api/similar?id=none", "no product with id 'none'"),
         ("/etc/passwd", "no such page"),
+        ("//[", "no such page"),
     ],
 )
 def test_a_mistake_gets_one_line(demo, path, told):
@@ -102,6 +105,17 @@ def test_the_page_loads_nothing_from_elsewhere(address):
     assert not re.findall(r"(?:src|href)\s*=|@import|url\(|https?://", page)
     with pytest.raises(ProdsimError, match="another program"):
         serve(None, int(address.rsplit(":", 1)[1]))
+
+
+def test_a_visitor_who_leaves_is_no_event(address, capfd):
+    host, port = address.removeprefix("http://").split(":")
+    for _ in range(3):
+        with socket.create_connection((host, int(port))) as visitor:
+            visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # hangs up at once
+            visitor.sendall(b"GET /api/search?q=laptop HTTP/1.0\r\n\r\n")
+    with urllib.request.urlopen(f"{address}/api/search?q=laptop") as reply:
+        assert json.loads(reply.read())["results"]
+    assert capfd.readouterr().err == ""
 
 
 def test_a_real_browser_shows_reasons_and_runs_nothing_from_a_title(address, tmp_path):

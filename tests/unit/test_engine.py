@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from little_shop import listing
 from one_line import message
 
 from prodsim.cli import main
@@ -110,6 +112,8 @@ def test_a_new_index_takes_the_place_of_the_old_when_it_is_complete(made, tmp_pa
     assert not (tmp_path / "other").exists()
     assert "names a collection of an engine" in message(CatalogueIndex.create, RECORDS, made.folder, tiny_model)
     CatalogueIndex.create(RECORDS, tmp_path / "local", tiny_model)
+    open_search(tmp_path / "local")
+    (tmp_path / "local" / "ranker.json").write_text("of what stood here")
     create(RECORDS, tmp_path / "local", at, model=tiny_model)
     kept = sorted(p.name for p in (tmp_path / "local").iterdir() if not p.name.startswith("."))
     assert kept == ["index.json", "reader.json"]
@@ -191,6 +195,31 @@ def serving(status, body):
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def test_a_disk_without_room_is_one_line(made, tmp_path, tiny_model, monkeypatch):
+    def full(*args, **kwargs):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    before = listing(made.folder)
+    monkeypatch.setattr(type(made.client), "upsert", full)
+    said = message(made.add, RECORDS.assign(id=list("vwxyz")))
+    assert "database or disk is full" in said and "make room" in said
+    new = RECORDS, tmp_path / "new", str(tmp_path / "engine")
+    assert "make room" in message(EngineIndex.create, *new, model=tiny_model) and not (tmp_path / "new").exists()
+    assert [c.name for c in made.client.get_collections().collections] == [made.collection]
+    assert len(made) == 5 and listing(made.folder) == before | {".lock": b""}
+    (tmp_path / "file").write_text("x")
+    for engine in (tmp_path / "file" / "x", tmp_path / ("n" * 300)):
+        assert "cannot be written" in message(EngineIndex.create, *new[:2], str(engine), model=tiny_model)
+    wrong = np.full((5, 32), np.nan, np.float32)
+    monkeypatch.undo()
+    for call in (
+        lambda: made.add(RECORDS.assign(id=list("vwxyz")), wrong),
+        lambda: EngineIndex.create(*new, None, tiny_model, None, wrong),
+    ):
+        assert "row 0 has length nan" in message(call)
+    assert not (tmp_path / "new").exists() and len(made) == 5
 
 
 def test_embedded_mode_is_for_one_process(made):
@@ -419,6 +448,12 @@ def test_the_job_in_one_process(tmp_path, tiny_model):
     assert "or not all" in message(read_embeddings, tmp_path / "out", ["part-00000", "part-00001"])
     again = embed_job(tiny_model, tmp_path / "out.records", tmp_path / "out", workers=0)
     assert (again["shards"], again["skipped"], again["records"]) == (3, 2, 5)
+    pd.DataFrame({"id": ["1"]}).to_parquet(tmp_path / "out" / "part-00009.parquet")  # of nobody here
+    assert embed_job(tiny_model, tmp_path / "shelf.csv", tmp_path / "out", workers=0, rows=3)["shards"] == 2
+    kept = ["part-00000.parquet", "part-00001.parquet"]  # nothing of the cut into three
+    assert [p.name for p in shard_files(tmp_path / "out.records")] == kept
+    assert [p.name for p in shard_files(tmp_path / "out")] == [*kept, "part-00009.parquet"]
+    assert read_embeddings(tmp_path / "out", ["part-00000", "part-00001"])[0] == list("abcde")
     assert "name a folder of its own" in message(embed_job, tiny_model, tmp_path / "out", tmp_path / "out")
     assert "--workers 1 or more" in message(embed_job, tiny_model, tmp_path, tmp_path / "o", 0, "auto")
 

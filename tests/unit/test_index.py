@@ -1,7 +1,9 @@
 """The index: right finds, nothing half-written, nothing of another encoder, and one clear answer to every odd query."""
 
+import contextlib
 import json
 import os
+import resource
 from pathlib import Path
 
 import datasets
@@ -12,7 +14,7 @@ from little_shop import die, exit_code, listing, on_touch
 from one_line import message
 
 from prodsim.cli import main
-from prodsim.core import ProdsimError
+from prodsim.core import ProdsimError, atomic_dir, atomic_file, check_writable
 from prodsim.engine import EngineIndex
 from prodsim.index import (
     PLAIN_THRESHOLD,
@@ -87,6 +89,8 @@ def test_reorder_leaves_what_is_missing_last():
 def test_kinds_that_cannot_be(clustered):
     with pytest.raises(ProdsimError, match="choose one of"):
         vector_index(clustered[0], "tree")
+    with pytest.raises(ProdsimError, match="searched as they are"):
+        vector_index(clustered[0], "flat")
     with pytest.raises(ProdsimError, match="at least 256 vectors"):
         vector_index(clustered[0][:100], "pq")
 
@@ -278,6 +282,28 @@ def test_a_writer_sees_what_another_wrote(made):
     assert "c" not in ids(made.search("bolt oak desk", 10)) and len(CatalogueIndex.open(made.folder)) == 5
 
 
+def test_what_a_killed_writer_left_goes_with_the_next_change(made):
+    (made.folder / ".s000002.new-x1y2").mkdir()
+    (made.folder / "s000002").mkdir()
+    made.delete(["a"])
+    assert sorted(p.name for p in made.folder.iterdir()) == [".lock", "index.json", "reader.json", "s000001"]
+
+
+def test_bytes_that_are_no_text(made, tmp_path, tiny_model, capsys):
+    half = "lamp \udce4"  # what Python makes of a byte that is no UTF-8
+    assert made.search(half)["query"] == "lamp ?" and made.search("lamp", filters=[f"title~{half}"])["results"] == []
+    assert "no record with id '?'" in message(made.similar, "\udce4")
+    assert "no record with id '?'" in message(made.delete, ["\udce4"]) and len(made) == 5
+    assert "cannot be written" in message(CatalogueIndex.create, RECORDS, tmp_path / "\udce4", tiny_model)
+    for args in (("search", half), ("similar", "--text", half)):
+        assert run(capsys, args[0], made.folder, *args[1:], "--json")[0] == 0
+
+
+def test_a_code_that_cannot_be_learned_is_noticed_before_the_work(tmp_path, tiny_model, monkeypatch):
+    monkeypatch.setattr("prodsim.encoders.PairModel.embed", lambda *args: 1 / 0)
+    assert "at least 256 vectors" in message(CatalogueIndex.create, RECORDS, tmp_path / "index", tiny_model, kind="pq")
+
+
 def test_delete_is_all_or_nothing(made):
     with pytest.raises(ProdsimError, match="no record with id 'zz'; nothing was deleted"):
         made.delete(["a", "zz"])
@@ -340,6 +366,131 @@ def test_a_damaged_part_is_one_line(made, part):
     with pytest.raises(ProdsimError, match="make the index again") as error:
         CatalogueIndex.open(made.folder)
     assert "\n" not in str(error.value)
+
+
+@contextlib.contextmanager
+def small_disk(most):
+    "No file may grow beyond `most` bytes: what a full disk does, for who may not fill one."
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("most", [200, 20_000, 60_000])  # the first file, the vectors, the graph (faiss itself)
+def test_a_full_disk_leaves_the_old_index_whole(tmp_path, tiny_model, most):
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(300, 32)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    shelf = pd.DataFrame({"id": [f"r{i}" for i in range(300)], "title": "thing"})
+    index = CatalogueIndex.create(shelf, tmp_path / "index", tiny_model, kind="hnsw", vectors=vectors)
+    index.delete(["r9"])
+    before = listing(tmp_path)
+    new = shelf.assign(id="n" + shelf["id"])
+    calls = [lambda: CatalogueIndex.create(new, index.folder, tiny_model, kind="hnsw", vectors=vectors)]
+    calls += [lambda: index.add(new, vectors)] if most < 60_000 else []  # what is added is searched exactly, no graph
+    calls += [lambda: index.delete(["r1"])] if most < 1000 else []
+    for call in calls:
+        with small_disk(most):
+            said = message(call)
+        assert f"{index.folder}: could not be written (" in said and "what stood there is untouched" in said
+        assert listing(tmp_path) == before or most < 1000  # published nothing: at most a segment that nobody names
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["index"] and len(CatalogueIndex.open(index.folder)) == 299
+    assert index.add(new, vectors)["added"] == 300 and len(CatalogueIndex.open(index.folder)) == 599
+
+
+def test_vectors_that_are_none(made, tmp_path, tiny_model):
+    good = np.eye(5, 32, dtype=np.float32)
+    for wrong, said in (
+        (good[:4], r"shape \(4, 32\)"),
+        (good[:, :8], r"this takes floats of shape \(5, 32\)"),
+        (good.astype(int), "int64"),
+        (np.where(np.arange(5)[:, None] == 3, np.nan, good), "row 3 has length nan"),
+        (2 * good, "length 2"),
+        (0 * good, "length 0"),
+    ):
+        for call in (
+            lambda wrong=wrong: CatalogueIndex.create(RECORDS, tmp_path / "new", tiny_model, vectors=wrong),
+            lambda wrong=wrong: made.add(RECORDS.assign(id=list("vwxyz")), wrong),
+        ):
+            with pytest.raises(ProdsimError, match=said):
+                call()
+    assert not (tmp_path / "new").exists() and len(made) == 5
+
+
+def places(folder):
+    "Where nothing can be written, with what is said of it."
+    (folder / "circle").symlink_to(folder / "circle")
+    (folder / "nowhere").symlink_to(folder / "gone")
+    yield folder / "shelf.csv" / "below" / "x.csv", "shelf.csv is a file, not a folder"
+    yield folder / ("n" * 250 + ".csv"), "File name too long"
+    yield folder / "made" / ("n" * 300) / "x.csv", "File name too long"
+    yield folder / "circle" / "x.csv", "circle is a link that leads nowhere"
+    yield folder / "nowhere" / "x.csv", "nowhere is a link that leads nowhere"
+    if Path("/proc/self").exists():
+        yield Path("/proc/prodsim/x.csv"), "No such file"
+
+
+def test_a_place_that_cannot_be_written_is_noticed_before_the_work(tmp_path, made, capsys, monkeypatch):
+    RECORDS.to_csv(tmp_path / "shelf.csv", index=False)
+    pd.DataFrame({"query": ["lamp"], "id": ["a"], "grade": [3]}).to_csv(tmp_path / "j.csv", index=False)
+
+    def too_late(*args, **kwargs):
+        raise AssertionError("the work has begun")
+
+    for module, name in (("index", "open_encoder"), ("engine", "open_encoder"), ("index", "dedupe_records")):
+        monkeypatch.setattr(f"prodsim.{module}.{name}", too_late)
+    monkeypatch.setattr("prodsim.search.open_search", too_late)
+    for path, said in places(tmp_path):
+        for command in (
+            ("index", tmp_path / "shelf.csv", "--out", path),
+            ("dedupe", tmp_path / "shelf.csv", "--out", path),
+            ("embed-job", "model", tmp_path / "shelf.csv", "--workers", "0", "--out", path),
+        ):
+            before = listing(tmp_path)
+            code, out, err = run(capsys, *command)
+            assert code == 2 and out == "" and err.count("\n") == 1 and said in err, (command, err)
+            assert listing(tmp_path) == before
+    monkeypatch.setattr(
+        "prodsim.search.check_writable", lambda path: check_writable(tmp_path / "shelf.csv" / path.name)
+    )
+    monkeypatch.setattr("prodsim.index.check_writable", lambda path: check_writable(tmp_path / "shelf.csv" / path.name))
+    assert "cannot be written" in run(capsys, "learn-search", made.folder, tmp_path / "j.csv")[2]
+    assert "cannot be written" in message(made.add, RECORDS.assign(id=list("vwxyz"))) and len(made) == 5
+    results = tmp_path / "shelf.csv" / "results"
+    monkeypatch.setenv("PRODSIM_RESULTS", str(results))
+    for command in (("candidates", "abt-buy"), ("bench-search",), ("bench-index", "--dedupe")):
+        code, out, err = run(capsys, *command)
+        assert code == 2 and out == "" and f"{results}" in err and "shelf.csv is a file, not a folder" in err, command
+
+
+def test_a_folder_that_cannot_be_replaced(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for own in (".", "", tmp_path / "here"):
+        assert "this runs in it" in message(check_writable, own)
+    assert "a file system is mounted on it" in message(check_writable, "/")
+    assert "embedded null byte" in message(check_writable, tmp_path / "a\0b" / "c")
+    with pytest.raises(OSError), atomic_file(tmp_path / "made" / ("n" * 300) / "x"):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["here"]
+
+
+def test_an_index_by_a_link_or_a_dot(tmp_path, tiny_model, monkeypatch):
+    (tmp_path / "link").symlink_to(tmp_path / "real")  # to nowhere yet
+    for records in (RECORDS, RECORDS.head(3)):
+        CatalogueIndex.create(records, tmp_path / "link", tiny_model)
+        assert (
+            len(CatalogueIndex.open(tmp_path / "link")) == len(CatalogueIndex.open(tmp_path / "real")) == len(records)
+        )
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real"] and (tmp_path / "link").is_symlink()
+    monkeypatch.chdir(tmp_path / "link")
+    assert len(CatalogueIndex.open(".")) == 3
+    with atomic_dir(tmp_path / "link") as new:
+        (new / "x").write_text("1")
+    assert (tmp_path / "real" / "x").is_file() and (tmp_path / "link").is_symlink()
 
 
 def _killed_add(folder, stop):

@@ -446,12 +446,48 @@ def test_a_folder_is_searched_and_follows_its_index(tmp_path, tiny_model, capsys
         ("query,id,grade\nx,zz,1\n", "no record with id 'zz'"),
         ("query,id,grade\nx,p1,9\n", "grades are"),
         ("query,id,grade\nx,p1,1\n ,p2,1\n", "row 3: no query"),
+        ("query,id,grade\nx,p1,1\nx,,1\n", "row 3: no id"),
+        ("query,id,grade\n🎧,p1,1\n", "j.csv: the query '🎧' has no letter"),
         ("query,id,grade\nx,p1,1\nx,p2,0\nx,p1,3\n", "'x' and id 'p1' .* different grades"),
     ):
         (tmp_path / "j.csv").write_text(wrong)
         with pytest.raises(ProdsimError, match=told):
             learn_search(folder, tmp_path / "j.csv")
     assert main(["search", str(folder), "laptop", "--sort", "colour"]) == 2
+    CatalogueIndex.open(folder).delete(left["id"])
+    with pytest.raises(ProdsimError, match="every record is deleted; add some"):
+        open_search(folder)
+
+
+def test_after_a_change_all_is_prepared_anew_but_only_what_is_new_is_read(tmp_path, tiny_model, monkeypatch):
+    index, read = CatalogueIndex.create(RECORDS, tmp_path / "index", tiny_model), []
+    open_search(index.folder)
+    index.delete(["p0", "p11"])
+    changed = pd.DataFrame(
+        {
+            "id": ["p1", "q"],
+            "title": ["Acme zoom lens", "Cobra tripod grey"],
+            "description": None,
+            "brand": ["Acme", "Cobra"],
+        }
+    )
+    index.add(changed.assign(price="7"))
+    whole, fit = TextReader.embed, Floor.fit
+    monkeypatch.setattr(TextReader, "embed", lambda self, texts: (read.extend(texts), whole(self, texts))[1])
+    monkeypatch.setattr(Floor, "fit", lambda search: fit(search) if not read.append("floor") else None)
+    updated = open_search(index.folder)
+    assert read[: read.index("floor")] == kind_texts(changed, ["title"]) == ["zoom lens", "tripod grey"]
+    shutil.rmtree(index.folder / "search")
+    anew = open_search(index.folder)
+    np.testing.assert_allclose(updated.kinds, anew.kinds, atol=1e-6)
+    assert updated.vocabulary == anew.vocabulary and updated.lexical["all"].vocabulary == anew.lexical["all"].vocabulary
+    np.testing.assert_allclose(updated.floor.meaning, anew.floor.meaning, rtol=1e-3)
+    assert ids(updated.search("cobra tripod"))[0] == "q" and "p0" not in ids(
+        updated.search("acme wireless headset", 12)
+    )
+    np.save(index.folder / "search" / "kinds.npy", np.zeros(3))  # damaged: all of it is read again
+    index.delete(["q"])
+    np.testing.assert_allclose(open_search(index.folder).kinds, np.delete(anew.kinds, -1, axis=0), atol=1e-6)
 
 
 CHINESE_RECORDS = pd.DataFrame(
