@@ -321,7 +321,7 @@ SYSTEMS = {
     "fast": "fast: known products and a short bi-encoder",
     "cross-pairs": "cross-encoder, pairs alone",
     "bi": "bi-encoder, groups",
-    "cross-start": "cross-encoder, started from it",
+    "cross-start": "cross-encoder from the bi-encoder",
     "cross": "cross-encoder, shared words marked",
     "three": "three: comparisons, bi- and cross-encoder",
     "best": "best: known products and a bi-encoder",
