@@ -214,7 +214,7 @@ def mark_shared(
         known[text] = (
             units,
             frozenset(units.values()),
-            frozenset(_pairs(han)),
+            frozenset(_bigrams(han)),
             "".join(units[u] for u in _UNIT.findall(text)),
         )
     return tuple(
@@ -227,7 +227,7 @@ def _is_han(unit: str) -> bool:
     return "\u3400" <= unit[0] <= "\u9fff"
 
 
-def _pairs(runs: Iterable[str]) -> Iterator[str]:
+def _bigrams(runs: Iterable[str]) -> Iterator[str]:
     return (run[i : i + 2] for run in runs for i in range(len(run) - 1))
 
 
@@ -244,7 +244,7 @@ def _marked(text: str, units: dict[str, str], keys: frozenset, han: frozenset, s
 
 def _marked_run(run: str, han: frozenset, mark: str) -> str:
     shared = [False] * len(run)
-    for i, pair in enumerate(_pairs([run])):
+    for i, pair in enumerate(_bigrams([run])):
         if pair in han:
             shared[i] = shared[i + 1] = True
     parts = []
