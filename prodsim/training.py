@@ -498,7 +498,9 @@ def train(
         mark=recipe.mark,
     )
     left, right = model.pair_texts(pairs["train"])
-    check_readable(left + right, model.tokenizer, recipe.model, unknown_limit)
+    unmarked = replace(model, text_format=replace(model.text_format, mark=""))  # marks are known to every encoder
+    plain = [text for side in unmarked.pair_texts(pairs["train"]) for text in side] if recipe.mark else left + right
+    check_readable(plain, model.tokenizer, recipe.model, unknown_limit)
     validation = Validation(model, pairs["valid"], recipe.metric)
     if first:  # nothing was written so far: what is wrong with the arguments has been said
         begin_work(work, arguments)

@@ -22,7 +22,7 @@ from prodsim import training
 from prodsim.cli import main
 from prodsim.core import ProdsimError, revision, seed_everything
 from prodsim.data import data_hash, save_pairs
-from prodsim.encoders import load_model, pretrained, read_run
+from prodsim.encoders import DEFAULT_MODEL, load_model, mark_shared, pretrained, read_run, unknown_share
 from prodsim.evaluation import best_threshold, pair_metrics
 from prodsim.training import (
     COMPLETE,
@@ -591,6 +591,21 @@ def test_refused_with_one_line_and_nothing_written(fit, tmp_path, monkeypatch, c
     if "wandb" in case:
         monkeypatch.setattr(training, "find_spec", lambda name: None)
     assert part in message(fit, **options(PAIRS))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_marks_do_not_hide_what_cannot_be_read(fit, tmp_path):
+    "Each shared word brings a mark, which every encoder knows: counted, it would make a sixth a tenth."
+    text = "法国复古花 dress women summer 2024 long sleeve 大 连 衣"
+    half = little_pairs(train=16, valid=16, test=4).map(lambda row: {"left_title": text, "right_title": text})
+    half = half.remove_columns(["left_price", "right_price"])
+    share = unknown_share([text], pretrained(DEFAULT_MODEL, "bi", ["title"]).tokenizer)
+    marked = mark_shared([text], [text])[0]
+    diluted = unknown_share(marked, pretrained(DEFAULT_MODEL, "bi", ["title"]).tokenizer)
+    assert diluted < share
+    assert "cannot read this text" in message(
+        fit, base=CROSS | {"recipe": "cross"}, data=half, unknown_limit=(diluted + share) / 2, model=DEFAULT_MODEL
+    )
     assert list(tmp_path.iterdir()) == []
 
 
