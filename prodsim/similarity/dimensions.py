@@ -25,11 +25,11 @@ from rapidfuzz.distance import JaroWinkler
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
-from ..comparisons import Comparer, Facts, amount, compare_words, gram_counts, gram_vectors, row_products, squash
+from ..comparisons import Comparer, Facts, amount, compare_words, gram_counts, gram_vectors, row_products
 from ..comparisons import text_facts
 from ..core import ProdsimError, write_json
 from ..data import attributes
-from ..encoders import PairModel, load_model, write_model
+from ..encoders import PairModel, load_model, squash, write_model
 from ..quality.augment import facts
 
 # %% ../../nbs/similarity/10_dimensions.ipynb #08023089

@@ -93,7 +93,8 @@ def attribute_table(
     names: tuple[str, ...],  # attributes
 ) -> list[dict]:  # attribute, left, right, verdict: "same", "different", "one side" or "missing"
     "What the two records say, attribute by attribute."
-    from prodsim.comparisons import amount, squash
+    from prodsim.comparisons import amount
+    from prodsim.encoders import squash
 
     rows = []
     for n in names:

@@ -25,14 +25,13 @@ from prodsim.comparisons import (
     held_out_vectors,
     load_comparisons,
     save_comparisons,
-    squash,
     text_facts,
     train_comparisons,
     words,
 )
 from prodsim.core import ProdsimError
 from prodsim.data import load_pairs
-from prodsim.encoders import load_model
+from prodsim.encoders import load_model, squash
 from prodsim.evaluation import lexical_scores, pair_metrics
 
 TEXT = st.text(alphabet="abcdefg0123456789 -./小米手机é", max_size=40)
