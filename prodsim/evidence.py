@@ -227,6 +227,7 @@ class _OneToOne:
 TRAINING = (  # what a result keeps of run.json
     "known",
     "start",
+    "model_run",
     "arguments",
     "valid",
     "best_metric",
@@ -253,7 +254,7 @@ def run_cell(
 ) -> dict:  # the stored result
     "Train if the system needs it, measure, store. Systems: one-to-one, lexical, pretrained, or a named recipe."
     from prodsim.data import attributes
-    from prodsim.encoders import pretrained
+    from prodsim.encoders import DEFAULT_MODEL, pretrained
     from prodsim.recipes import repeated_recipes, train_recipe
 
     pairs = load_pairs(cell["data"])
@@ -262,7 +263,7 @@ def run_cell(
     if cell["system"] in ("lexical", "one-to-one"):
         model = (_Lexical if cell["system"] == "lexical" else _OneToOne)(pairs)
     elif cell["system"] == "pretrained":
-        model = pretrained(names=attributes(pairs))
+        model = pretrained(cell["changes"].get("model", DEFAULT_MODEL), names=attributes(pairs))
     else:
         out = Path(work) / _slug(cell["name"])
         parts = repeated_recipes(cell["system"], cell["changes"])

@@ -550,6 +550,7 @@ def train(
             "resumed": checkpoint is not None,
             "history": history,
             "start": began and {k: began[k] for k in ("valid", "best_metric", "stopped", "steps", "history")},
+            "model_run": _made_by(recipe.model),
             "revision": revision(),
             "machine": machine(),
         }
@@ -567,6 +568,14 @@ def train(
 # %% ../nbs/50_training.ipynb #a414f34c
 NOTE = "arguments.json"  # in the folder of an interrupted run
 OVER = "over.json"  # in the folder of a run that is finished, in place of the note
+
+
+def _made_by(model: str) -> dict | None:
+    "What the run says that made an encoder: its data, recipe and seed; None for an encoder from elsewhere."
+    folder = Path(model).parent
+    if not Path(model).is_dir() or not (folder / "run.json").is_file():
+        return None
+    return {k: v for k, v in read_run(folder).items() if k in ("arguments", "valid", "steps", "seconds", "revision")}
 
 
 def _check_start(start: Path, recipe: Recipe, arguments: dict) -> None:

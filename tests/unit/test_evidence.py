@@ -14,7 +14,8 @@ from prodsim import evidence
 from prodsim.cli import main
 from prodsim.comparisons import VERSION
 from prodsim.core import RESULTS, ProdsimError, disagreements
-from prodsim.data import data_hash, save_pairs, seen_status
+from prodsim.data import attributes, data_hash, save_pairs, seen_status
+from prodsim.encoders import pretrained
 from prodsim.evaluation import best_threshold, lexical_scores, pair_metrics
 from prodsim.evidence import (
     differences,
@@ -272,6 +273,14 @@ def test_lexical_cell(own_queue, tmp_path):
     np.testing.assert_array_equal(scores, lexical_scores(PAIRS["train"], PAIRS["test"]).astype(np.float32))
     assert differences(result) == [] and result["metrics"]["threshold_from"] == "valid (now)"
     assert result["command"] == f"prodsim results --only {cell['name']}" and result["why"] == "baseline"
+
+
+def test_pretrained_cell_takes_another_encoder(own_queue, tiny_model, tmp_path):
+    cell = own_queue()[0] | {"system": "pretrained", "split": "valid", "name": "toy.valid.tiny"}
+    result = run_cell({**cell, "changes": {"model": str(tiny_model)}}, tmp_path / "work", progress=False)
+    tiny = pretrained(tiny_model, names=attributes(PAIRS)).score(PAIRS["valid"])
+    np.testing.assert_array_equal(scored_pairs(result)["score"], tiny)
+    assert stored()[-1]["name"] == "toy.valid.tiny" and not ledger().shape[0], "a validation split is no look"
 
 
 def test_stopped_queue_goes_on_where_it_was(own_queue, tmp_path, monkeypatch, capsys):

@@ -680,6 +680,9 @@ def test_run_json_says_how_the_model_came_about(fit, tiny_model, tmp_path):
     from sentence_transformers import SentenceTransformer
 
     assert SentenceTransformer(str(folder / "bi"), device="cpu").encode(["acme lamp"]).shape == (1, 32)
+    assert run["model_run"] is None, "the encoder came from elsewhere"
+    second = fit(out="second", model=str(folder / "bi"), epochs=1)
+    assert second.run["model_run"]["arguments"] == arguments, "it says what the encoder had learned before"
 
 
 def test_history_figure_names_the_kept_checkpoint():
