@@ -189,8 +189,9 @@ def queue() -> list[dict]:  # name, data, system, seed, why
         for seed in table.get("seeds", [0]):
             split = table.get("split", "test")
             variant = "".join(f".{k}-{v}" for k, v in table.get("changes", {}).items())
-            name = f"{table['data']}.{split}.{table['system']}{variant}.seed{seed}"
-            cells.append({"name": name, "split": split, "changes": {}, **table, "seed": seed})
+            row = table.get("row", table["system"])  # of the tables; a system with changes may have one of its own
+            name = f"{table['data']}.{split}.{table.get('row', row + variant)}.seed{seed}"
+            cells.append({"name": name, "split": split, "changes": {}, **table, "row": row, "seed": seed})
     return cells
 
 
@@ -258,7 +259,7 @@ def run_cell(
     from prodsim.recipes import repeated_recipes, train_recipe
 
     pairs = load_pairs(cell["data"])
-    about = {k: cell[k] for k in ("data", "system", "seed", "why")}
+    about = {k: cell[k] for k in ("data", "seed", "why")} | {"system": cell.get("row", cell["system"])}
     command = f"prodsim results --only {cell['name']}"
     if cell["system"] in ("lexical", "one-to-one"):
         model = (_Lexical if cell["system"] == "lexical" else _OneToOne)(pairs)

@@ -276,11 +276,23 @@ def test_lexical_cell(own_queue, tmp_path):
 
 
 def test_pretrained_cell_takes_another_encoder(own_queue, tiny_model, tmp_path):
-    cell = own_queue()[0] | {"system": "pretrained", "split": "valid", "name": "toy.valid.tiny"}
+    cell = own_queue()[0] | {"system": "pretrained", "row": "tiny", "split": "valid", "name": "toy.valid.tiny"}
     result = run_cell({**cell, "changes": {"model": str(tiny_model)}}, tmp_path / "work", progress=False)
     tiny = pretrained(tiny_model, names=attributes(PAIRS)).score(PAIRS["valid"])
     np.testing.assert_array_equal(scored_pairs(result)["score"], tiny)
-    assert stored()[-1]["name"] == "toy.valid.tiny" and not ledger().shape[0], "a validation split is no look"
+    assert stored()[-1]["system"] == "tiny", "a row of its own in the tables"
+    assert not ledger().shape[0], "a validation split is no look"
+
+
+def test_a_row_of_its_own_names_the_cell(own_queue, folder):
+    plain = own_queue()
+    text = (folder / "queue.toml").read_text()
+    (folder / "queue.toml").write_text(text.replace('system = "bi"', 'system = "bi"\nrow = "bi-other"', 1))
+    cells = queue()
+    assert [c["row"] for c in plain] == [c["system"] for c in plain]
+    assert [c["system"] for c in cells] == [c["system"] for c in plain], "what is trained stays the same"
+    named = [c["name"].split(".")[-2] for c in cells if c["row"] == "bi-other"]
+    assert named == ["bi-other"] * 2, "one for each seed"
 
 
 def test_stopped_queue_goes_on_where_it_was(own_queue, tmp_path, monkeypatch, capsys):
