@@ -74,7 +74,8 @@ class Recipe:
     "How a model is trained: one named, documented configuration that knows nothing of any data set."
 
     kind: str = "cross"  # "cross" or "bi"
-    objective: str = "pairs"  # "pairs", each by itself; or "groups" (kind bi): each record against its batch
+    objective: str = "pairs"  # "pairs", each by itself; kind bi alone: "groups", each record against its batch, or
+    # "records", the same without labels: a record's one positive is itself, read with other dropout
     model: str = DEFAULT_MODEL  # encoder to start from: a folder or a name on the hub
     start_epochs: int = 0  # epochs that the encoder of a cross-encoder is first trained on groups, as recipe "bi" is
     epochs: int = 6  # passes over the training pairs (or records), at most
@@ -85,7 +86,7 @@ class Recipe:
     dropout: float = 0.1  # of hidden states; attention's is off
     label_smoothing: float = 0.0  # moves targets from 0 and 1 towards a half
     positive_weight: float = 1.0  # weight of a match in the loss
-    temperature: float = 0.07  # of the softmax over a batch; objective groups only
+    temperature: float = 0.07  # of the softmax over a batch; objectives groups and records only
     negatives: float = 0.0  # non-matches that an epoch reads for each match, drawn anew; 0: all; objective pairs only
     mark: str = ""  # put before each word that both records of a pair have; "": none; kind cross only
     swap: float = 0.0  # share of the pairs of a step that a cross-encoder reads in the other order
@@ -99,9 +100,10 @@ RECIPES = {
     "bi": Recipe("bi", "groups", epochs=16, batch_size=128, learning_rate=3e-4, max_length=80, patience=16),
     "cross-pairs": Recipe(),
     "cross-start": Recipe(start_epochs=16, epochs=4, learning_rate=5e-5),
+    "bi-records": Recipe("bi", "records", epochs=1, batch_size=128, max_length=80),
     "bi-pairs": Recipe("bi", epochs=6, batch_size=16, learning_rate=3e-4, max_length=128),
 }
-OBJECTIVES = ("pairs", "groups")
+OBJECTIVES = ("pairs", "groups", "records")
 
 
 def start_recipe(
@@ -143,10 +145,16 @@ def make_recipe(
         raise ProdsimError(f"metric {recipe.metric!r}: choose f1 or average_precision")
     if recipe.objective not in OBJECTIVES:
         raise ProdsimError(f"objective {recipe.objective!r}: choose one of {', '.join(OBJECTIVES)}")
-    if recipe.objective == "groups" and recipe.kind == "cross":
-        raise ProdsimError("objective groups: a cross-encoder has no vectors to compare; use kind bi, or start_epochs")
-    if recipe.objective == "groups" and recipe.negatives:
-        raise ProdsimError("negatives: objective groups reads no non-matches; use objective pairs, or drop it")
+    if recipe.objective != "pairs" and recipe.kind == "cross":
+        raise ProdsimError(
+            f"objective {recipe.objective}: a cross-encoder has no vectors to compare; use kind bi, or start_epochs"
+        )
+    if recipe.objective != "pairs" and recipe.negatives:
+        raise ProdsimError(
+            f"negatives: objective {recipe.objective} reads no non-matches; use objective pairs, or drop it"
+        )
+    if recipe.objective == "records" and not recipe.dropout:
+        raise ProdsimError("objective records: without dropout a record reads the same twice; give dropout")
     if recipe.mark and recipe.kind == "bi":
         raise ProdsimError(f"mark {recipe.mark!r}: a bi-encoder reads a record alone; use kind cross, or drop it")
     if recipe.start_epochs and recipe.kind == "bi":
@@ -350,7 +358,10 @@ def _trainer(model, recipe, work, left, right, labels, weights, validation, seed
     def count(texts: list[str]) -> np.ndarray:
         return np.array([len(ids) for ids in model.tokenizer(texts, verbose=False, truncation=False)["input_ids"]])
 
-    if recipe.objective == "groups":
+    if recipe.objective == "records":  # each beside itself, the labels not looked at (SimCSE, Gao et al. 2021)
+        left = right = list(dict.fromkeys([*left, *right]))
+        labels, weights = np.zeros(len(left)), None
+    if recipe.objective != "pairs":
         joined = np.asarray(labels) if weights is None else np.asarray(labels) * (weights > 0)
         texts, groups, sides = match_groups(left, right, joined)
         given = groups

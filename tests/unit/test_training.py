@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from little_shop import die, exit_code, listing, little_pairs, on_touch, quiet_call
@@ -21,7 +22,7 @@ from little_shop import die, exit_code, listing, little_pairs, on_touch, quiet_c
 from prodsim import training
 from prodsim.cli import main
 from prodsim.core import ProdsimError, revision, seed_everything
-from prodsim.data import data_hash, save_pairs
+from prodsim.data import attributes, data_hash, save_pairs
 from prodsim.encoders import DEFAULT_MODEL, load_model, mark_shared, pretrained, read_run, unknown_share
 from prodsim.evaluation import best_threshold, pair_metrics
 from prodsim.training import (
@@ -558,6 +559,17 @@ def chinese():
     return pairs.map(lambda row: CHINESE).remove_columns(["left_price", "right_price"])
 
 
+def test_objective_records_looks_at_no_label(fit, tiny_model):
+    "The labels of the training pairs turned round: the same weights, and not those it started from."
+    turned = PAIRS["train"].map(lambda row: {"label": 1 - row["label"]})
+    options = {"base": GROUPS, "objective": "records", "epochs": 1}
+    models = [fit(out="a", **options), fit(out="b", data=DatasetDict({**PAIRS, "train": turned}), **options)]
+    untouched = pretrained(tiny_model, names=attributes(PAIRS))
+    vectors = [m.embed_texts(["acme lamp 40", "zeta desk"]) for m in (*models, untouched)]
+    np.testing.assert_array_equal(vectors[0], vectors[1])
+    assert np.abs(vectors[0] - vectors[2]).max() > 1e-3
+
+
 REFUSED = {
     "no valid split": (lambda p: {"data": type(p)({"train": p["train"]})}, "split valid is missing"),
     "no train split": (lambda p: {"data": type(p)({"valid": p["valid"]})}, "split train is missing"),
@@ -575,6 +587,11 @@ REFUSED = {
     "dropout of everything": (lambda p: {"dropout": 1.0}, "dropout is 1.0"),
     "fewer than no non-matches": (lambda p: {"negatives": -1.0}, "negatives is -1.0"),
     "non-matches for groups": (lambda p: {"recipe": "bi", "negatives": 3.0}, "objective groups reads no non-matches"),
+    "records read twice the same": (lambda p: {"recipe": "bi-records", "dropout": 0.0}, "without dropout"),
+    "records for a cross-encoder": (
+        lambda p: {"recipe": "cross", "negatives": 0.0, "mark": "", "objective": "records"},
+        "objective records: a cross-encoder has no vectors",
+    ),
     "marks for a record alone": (lambda p: {"recipe": "bi", "mark": "="}, "a bi-encoder reads a record alone"),
     "a metric that does not choose": (lambda p: {"metric": "recall"}, "choose f1 or average_precision"),
     "an unknown precision": (lambda p: {"precision": "fp8"}, "choose auto, bf16 or fp32"),
