@@ -43,6 +43,7 @@ from prodsim.core import (
     revision,
     stored_results,
     stored_table,
+    sweep_dirs,
     write_json,
     write_table,
 )
@@ -235,6 +236,7 @@ def one_writer(
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ProdsimError(f"{folder}: another process is writing to this index; try again later") from None
+        sweep_dirs(folder)  # of an index that was to take its place
         yield
 
 

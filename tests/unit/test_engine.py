@@ -270,8 +270,9 @@ def test_search_works_on_an_engines_folder(made, tmp_path, tiny_model, monkeypat
 
     CatalogueIndex.create(RECORDS, tmp_path / "local", tiny_model)
     one, other = (open_search(f) for f in (made.folder, tmp_path / "local"))
-    for query in ("acme lamp", "ecko phone", "mx310"):  # the slip is mended
+    for query in ("acme lamp", "ecko phone", "mx310"):  # slip and spelling are mended
         mine, own = one.search(query, filters=["price<=500"]), other.search(query, filters=["price<=500"])
+        assert (mine["results"][0]["matched"] == ["mx", "310"]) == (query == "mx310")
         assert (
             [(r["id"], r["score"]) for r in mine["results"]]
             == [(r["id"], pytest.approx(r["score"])) for r in own["results"]]
