@@ -725,7 +725,7 @@ class Ranker:
         unjudged: float = 0.0,  # what a row not judged counts, taken as 0; 0: left out
         leaves: int = 8,  # of a tree
         trees: int = 120,
-        bags: int = 3,  # models that are averaged
+        bags: int = 10,  # models that are averaged, alike but for their random draws of rows and measures
         with_floor: bool = True,  # False: 0, and quicker
     ) -> "Ranker":
         """Gains (2^g - 1) / 7 as targets of a cross-entropy, every query counting the same.
@@ -856,23 +856,29 @@ def both_readings(
 
 
 def summarise_search(
-    table: pd.DataFrame,  # query, id, grade, and of every system a score and a rank
+    table: pd.DataFrame,  # query, id, grade, of every system a score and a rank, and the seed of the folds, if repeated
     systems: tuple[str, ...] = SYSTEMS,  # in the order of the steps
     known: int = 3,  # the first so many are rows that were known before
 ) -> dict:  # system → mean of both readings, intervals, share unjudged, gain on the best row before the rankers
-    "Every number of the results table from the stored scores."
+    """Every number of the results table from the stored scores.
+
+    A query counts with its mean over the seeds; what no fold can change stands with the first seed alone."""
     values: dict = {s: [] for s in systems}
     for _, part in table.groupby("query", sort=True):
         if not (part["grade"] > 0).any():
             continue
+        repeats = [own for _, own in part.groupby("seed")] if "seed" in part else [part]
         for s in systems:
-            values[s].append(both_readings(part, s, f"{s} rank"))
-    arrays, out = {s: np.array(v, float) for s, v in values.items()}, {}
+            values[s].append([both_readings(own, s, f"{s} rank") for own in repeats if own[s].notna().any()])
+    by_seed = {s: np.array(v, float).transpose(1, 0, 2) for s, v in values.items()}  # (seeds, queries, 3)
+    arrays, out = {s: v.mean(axis=0) for s, v in by_seed.items()}, {}
     names = ("judged", "all", "unjudged")
     plain = systems[:known]
     best = {i: max(plain, key=lambda s: arrays[s][:, i].mean()) for i in (0, 1)}  # the known rows
     for at, s in enumerate(systems):
         out[s] = {n: float(arrays[s][:, i].mean()) for i, n in enumerate(names)}
+        if len(by_seed[s]) > 1:
+            out[s] |= {f"{names[i]}_by_seed": [float(v) for v in by_seed[s][:, :, i].mean(axis=1)] for i in (0, 1)}
         for i in (0, 1):
             rng = np.random.default_rng(0)
             draws = arrays[s][:, i][rng.integers(0, len(arrays[s]), (4000, len(arrays[s])))].mean(axis=1)
@@ -956,21 +962,19 @@ def chorus_search(
 def run_search(
     work: str | Path = "_run/search",  # embeddings are kept here
     folds: int = 5,  # of queries
-    seed: int = 0,  # of the folds
+    seeds: int = 5,  # of the folds: how often all is cross-validated, each time with other folds
 ) -> dict:  # what was stored
     "Measure every step on chorus, cross-validated by query, and store scores and numbers (`prodsim bench-search`)."
     judged, search = chorus_judgments(), chorus_search(Path(work), states=True)
     records, vectors, embed = search.records, search.vectors, search.embed
     texts = [search.told(i) for i in range(len(records))]
-    note_look(
-        "chorus", "search, all steps", "cross-validated by query; sizes of trees chosen inside the training queries"
-    )
+    told = f"cross-validated by query, {seeds} times; sizes of trees chosen inside the training queries"
+    note_look("chorus", "search, all steps", told)
     row = {i: n for n, i in enumerate(records["id"])}
     plain = LexicalIndex.build(texts, words)
-    frames, features, grades = [], [], []
-    for query, known in judged.items():
+    readings, frames, features, grades = [search.vocabulary.read(q) for q in judged], [], [], []
+    for reading, (query, known) in zip(readings, judged.items(), strict=True):
         own = {row[i]: int(g) for i, g in known.items()}
-        reading = search.vocabulary.read(query)
         rows, measured, n = search.measure(reading, None, own)
         features.append(measured)
         grades.append(np.array([own.get(int(r), -1) for r in rows]))
@@ -980,23 +984,27 @@ def run_search(
         mended = np.stack([whole["word forms"], vectors @ embed([reading.plain])[0]], axis=-1)
         whole["forms and meaning fused"] = reciprocal_ranks(mended[None])[0]
         frames.append((query, rows, n, own, whole))
-    fold = query_folds([search.vocabulary.read(q) for q in judged], folds, seed)
-    learned, chosen = _cross_validate(features, grades, fold)
-    own = ("line", "trees", *_UNJUDGED)
-    tables = [_listed(records, *frame, {s: learned[s][i] for s in own}) for i, frame in enumerate(frames)]
-    table = pd.concat(tables, ignore_index=True)
-    floors = [{"best": float(learned["ranker, judged alone"][i][: f[2]].max()), "relevant": bool((grades[i] > 0).any()),
-               "floor": float(learned["floor"][i])} for i, f in enumerate(frames)]  # fmt: skip
+    learners, tables, chosen, floors = ("line", "trees", *_UNJUDGED), [], [], []
+    for seed in range(seeds):
+        learned, sizes = _cross_validate(features, grades, query_folds(readings, folds, seed), with_floor=not seed)
+        chosen += [{"seed": seed, **size} for size in sizes]
+        for i, (query, rows, n, own, whole) in enumerate(frames):
+            values, whole = {s: learned[s][i] for s in learners}, {} if seed else whole
+            part = _listed(records, query, rows, n, own, whole, values, learners if seed else SYSTEMS)
+            tables.append(part.assign(seed=seed))
+            if not seed:
+                best, relevant = learned["ranker, judged alone"][i][:n].max(), (grades[i] > 0).any()
+                floors.append({"best": float(best), "relevant": bool(relevant), "floor": float(learned["floor"][i])})
     search.ranker = Ranker.fit(features, grades, 0.1)
     folder, file = results_folder() / "search", "chorus.scores.csv.gz"
-    write_table(folder / file, table)
+    write_table(folder / file, pd.concat(tables, ignore_index=True))
     stored = pd.read_csv(folder / file, dtype={"id": str})
     result = {"name": "chorus", "data": "chorus", "command": "prodsim bench-search", "queries": len(judged)}
     result |= {
         "queries_with_relevant": sum(f["relevant"] for f in floors),
         "products": len(records),
         "folds": folds,
-        "seed": seed,
+        "seeds": seeds,
     }
     result |= {"systems": summarise_search(stored), "scores_file": file, "chosen": chosen, "floors": floors}
     result |= {"latency": search_latency(search, list(judged)), **provenance()}
@@ -1004,7 +1012,7 @@ def run_search(
     return result
 
 
-def _cross_validate(features: list, grades: list, fold: np.ndarray) -> tuple[dict, list]:
+def _cross_validate(features: list, grades: list, fold: np.ndarray, with_floor: bool) -> tuple[dict, list]:
     "Values of every query by rankers that never saw it, their size chosen without it too."
     out: dict = {s: [None] * len(grades) for s in ("line", "trees", *_UNJUDGED)} | {"floor": np.zeros(len(grades))}
     chosen = []
@@ -1023,9 +1031,8 @@ def _cross_validate(features: list, grades: list, fold: np.ndarray) -> tuple[dic
                         values.append(ndcg(np.maximum(grades[i][kept], 0), some.score(features[i][kept])))
                 found.append(np.mean([v for v in values if v is not None]))
             size = _SIZES[int(np.argmax(found))]
-            ranker = Ranker.fit(
-                [features[i] for i in train], [grades[i] for i in train], weight, **size, with_floor=not weight
-            )
+            part, floored = ([features[i] for i in train], [grades[i] for i in train]), with_floor and not weight
+            ranker = Ranker.fit(*part, weight, **size, with_floor=floored)
             chosen.append({"fold": int(f), "system": s, **size})
             for i in np.flatnonzero(fold == f):
                 out[s][i] = ranker.score(features[i])

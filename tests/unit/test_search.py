@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from prodsim import retrieval
 from prodsim.cli import main
 from prodsim.core import ProdsimError, results_folder
 from prodsim.encoders import pretrained
@@ -26,6 +27,7 @@ from prodsim.retrieval import (
     kind_texts,
     paired_gain,
     search_words,
+    summarise_search,
     word_form,
 )
 from prodsim.search import (
@@ -607,6 +609,38 @@ def test_both_readings_of_a_page():
     judged, whole, unknown = both_readings(table, "s", "r")
     assert judged == pytest.approx(1 / np.log2(3)) and whole == pytest.approx(0.5) and unknown == pytest.approx(1 / 3)
     assert both_readings(table.assign(grade=0), "s", "r")[:2] == (None, None)
+
+
+def test_cross_validation_is_repeated_and_its_numbers_follow_from_its_scores(shop, monkeypatch, tmp_path):
+    asked = {
+        "wireless headset": 4,
+        "laptop 32 gb": 4,
+        "laptop bag": 3,
+        "bolt": 7,
+        "acme": 4,
+        "silver": 4,
+        "headset": 4,
+        "bag": 3,
+    }
+    held = {q: [set(search_words(q)) <= set(search_words(t)) for t in RECORDS["title"]] for q in asked}
+    assert {q: sum(h) for q, h in held.items()} == asked
+    grades = {q: {i: 3 * int(h) for i, h in zip(RECORDS["id"], own, strict=True)} for q, own in held.items()}
+    monkeypatch.setenv("PRODSIM_RESULTS", str(tmp_path))
+    monkeypatch.setattr(retrieval, "chorus_judgments", lambda: grades)
+    monkeypatch.setattr(retrieval, "chorus_search", lambda work, states: shop)
+    result = retrieval.run_search(tmp_path, folds=2, seeds=3)
+    assert search_differences(result) == [] and len(result["floors"]) == len(asked)
+    assert {(c["seed"], c["fold"]) for c in result["chosen"]} == {(s, f) for s in range(3) for f in range(2)}
+    table = pd.read_csv(tmp_path / "search" / "chorus.scores.csv.gz", dtype={"id": str})
+    for system, row in result["systems"].items():
+        if not (learned := system in ("line", "trees", "ranker, judged alone", "ranker, unjudged as 0")):
+            assert table.loc[table["seed"] > 0, system].isna().all()
+        assert len(row.get("judged_by_seed", [0])) == (3 if learned else 1)
+        if learned:
+            assert row["judged"] == pytest.approx(np.mean(row["judged_by_seed"]))
+            one = summarise_search(table[table["seed"] == 1], (system,), 1)[system]["judged"]
+            assert one == pytest.approx(row["judged_by_seed"][1])
+    assert table.groupby("seed")["line"].apply(lambda v: tuple(v.dropna())).nunique() == 3  # other folds, other lines
 
 
 def test_a_paired_gain_knows_luck():
