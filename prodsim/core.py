@@ -128,7 +128,7 @@ def _followed(path: str | Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() or path.name in ("", "..") else path
 
 
-def _locked(folder: Path, wait: bool) -> int | None:
+def _hold(folder: Path, wait: bool) -> int | None:
     "A handle that locks a folder until it is closed or its process dies; None: others hold it, or nobody can."
     try:
         import fcntl
@@ -152,7 +152,7 @@ def sweep_dirs(
     prefix = f".{path.name}.new-"
     for left in path.parent.glob(f"{glob.escape(prefix)}*"):
         named = len(left.name) == len(prefix) + 8 and "." not in left.name[len(prefix) :]  # as `mkdtemp` names them
-        if named and (handle := _locked(left, wait=False)) is not None:
+        if named and (handle := _hold(left, wait=False)) is not None:
             shutil.rmtree(left, ignore_errors=True)
             os.close(handle)
 
@@ -166,7 +166,7 @@ def working_dir(
     sweep_dirs(path)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
-        handle = _locked(folder, wait=True)
+        handle = _hold(folder, wait=True)
         if handle is None or folder.is_dir():  # else it was swept before it was locked
             break
         os.close(handle)

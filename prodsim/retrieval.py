@@ -103,7 +103,7 @@ class Reading:
         return " ".join(self.words) if all(w.isascii() for w in self.words) else self.text
 
 
-def _parts(left: str, right: str) -> bool:
+def _may_part(left: str, right: str) -> bool:
     "Whether a number may be cut here. Fewer than five digits stay together: 24port is no 2 4port, 1-2 no 12."
     digits = len(re.search(r"\d*$", left)[0]), len(re.match(r"\d*", right)[0])
     return not all(digits) or sum(digits) >= 5
@@ -167,7 +167,7 @@ class Vocabulary:
         if (
             len(ahead) > 1
             and self.counts.get(joined, 0) > self.pairs.get(" ".join(ahead[:2]), 0)
-            and _parts(*ahead[:2])
+            and _may_part(*ahead[:2])
         ):
             return 2, [joined]
         return 1, [(self._nearest(word) if word not in self.counts else None) or word]
@@ -177,13 +177,13 @@ class Vocabulary:
         whole = "".join(run)
         if len(whole) > 24 or not whole.isalnum() or not codes([whole]) or MEASURE.fullmatch(whole):
             return {}
-        if not all(_parts(*p) for p in zip(run, run[1:], strict=False)):
+        if not all(_may_part(*p) for p in zip(run, run[1:], strict=False)):
             return {}
         ways = {whole: self.counts.get(whole, 0)}
         for i in range(1, len(whole)):
             for j in range(i + 1, len(whole) + 1) if word_form(whole[:i]) in self.counts else ():
                 cut = [word_form(p) for p in (whole[:i], whole[i:j], whole[j:]) if p]
-                if all(_parts(*p) for p in zip(cut, cut[1:], strict=False)):
+                if all(_may_part(*p) for p in zip(cut, cut[1:], strict=False)):
                     ways[" ".join(cut)] = min(self.pairs.get(" ".join(p), 0) for p in zip(cut, cut[1:], strict=False))
         return {w: n for w, n in ways.items() if n}
 

@@ -332,7 +332,7 @@ def test_what_a_killed_creation_left_goes_with_the_next_writer(made, tiny_model,
 
 
 def test_a_folder_swept_before_it_was_locked_is_made_anew(tmp_path, monkeypatch):
-    taken, lock = [], core._locked
+    taken, lock = [], core._hold
 
     def too_late(folder, wait):
         if wait and not taken:
@@ -342,11 +342,11 @@ def test_a_folder_swept_before_it_was_locked_is_made_anew(tmp_path, monkeypatch)
             return lock(elsewhere, wait)
         return lock(folder, wait)
 
-    monkeypatch.setattr(core, "_locked", too_late)
+    monkeypatch.setattr(core, "_hold", too_late)
     with atomic_dir(tmp_path / "index") as new:
         (new / "x").write_text("1")
     assert taken and [p.name for p in (tmp_path / "index").iterdir()] == ["x"]
-    monkeypatch.setattr(core, "_locked", lambda folder, wait: None)  # a system that cannot lock
+    monkeypatch.setattr(core, "_hold", lambda folder, wait: None)  # a system that cannot lock
     (left := tmp_path / ".index.new-0a1b2c3d").mkdir()
     with atomic_dir(tmp_path / "index") as new:
         (new / "y").write_text("2")
