@@ -47,7 +47,7 @@ RECORDS = pd.DataFrame(
         "price": ["10", "12.5", None, "999", "50"],
     }
 )
-QUERIES = ("mx310 lamp", "oak desk", "手机 黑色", "phone", "'; DROP TABLE offers; --", "a lamp for the desk")
+QUERIES = ("mx310 lamp", "MX 310", "oak desk", "手机 黑色", "phone", "'; DROP TABLE offers; --", "a lamp for the desk")
 
 
 @pytest.fixture

@@ -155,6 +155,23 @@ def test_search_and_dimensions(made):
     assert whole["dimensions"]["characters"] > 0.8 > part["dimensions"]["characters"] > 0.1
 
 
+SPELLED = ("MX-310", "MX310", "MX 310", "ＭＸ３１０")
+
+
+@pytest.mark.parametrize("written", SPELLED)
+def test_a_model_number_is_found_however_it_is_spelled(tmp_path, tiny_model, written):
+    titles = ["acme MX-320 lamp", f"acme {written} lamp", "lamp 310", "bolt MX-31 desk", "acme tent 2 x 4 m"]
+    records = pd.DataFrame({"id": list("abcde"), "title": titles})
+    index = CatalogueIndex.create(records, tmp_path / "index", tiny_model)
+    for typed in SPELLED:
+        results = index.search(f"{typed} lamp")["results"]
+        held = {r["id"]: r["dimensions"]["model numbers"] for r in results}
+        assert results[0]["id"] == "b" and results[0]["dimensions"]["meaning"] is not None, (written, typed)
+        assert typed == written == "MX 310" or held == {i: float(i == "b") for i in held}, (written, typed)
+    for text in ("lamp 310", "tent 2 4", "acme 2.5 lamp"):  # words beside a number that no record writes as one
+        assert {r["dimensions"]["model numbers"] for r in index.search(text)["results"]} == {None}
+
+
 def test_similar_leaves_the_record_out(made):
     assert ids(made.similar("a", 1)) == ["b"] and "a" not in ids(made.similar("a", 10))
     with pytest.raises(ProdsimError, match="no record with id 'nobody'"):
