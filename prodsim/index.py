@@ -518,12 +518,11 @@ def compare_numbers(
 ) -> None:
     "How many of a text's model numbers each record holds, however it spells them; not known where the text has none."
     typed, numbers = words(text), model_numbers(text)
-    spaced = codes(a + b for a, b in zip(typed, typed[1:], strict=False) if a[-1].isalpha() and b[0].isdigit())
+    beside = (a + b for a, b in zip(typed, typed[1:], strict=False) if a[-1].isalpha() and b[0].isdigit())
+    spaced = codes(beside) - set(numbers)
     texts = [" ".join(v for n, v in r["record"].items() if v and n != "id") for r in found] if spaced or numbers else []
     whole = [squash(t) for t in texts]
-    for number in sorted(
-        spaced - set(numbers)
-    ):  # two words are one number if a record that was found writes them as one
+    for number in sorted(spaced):  # two words are one number if a record that was found writes them as one
         if any(number in w and number in model_numbers(t) for t, w in zip(texts, whole, strict=True)):
             numbers.append(number)
     if numbers:
