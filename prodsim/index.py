@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'FLAT_UP_TO', 'EFFORTS', 'MOST_CHARACTERS', 'KINDS_COMPARED'
            'reorder', 'neighbour_recall', 'least_effort', 'fingerprint', 'open_encoder', 'checked_encoder',
            'one_writer', 'read_manifest', 'partial_titles', 'needed_effort', 'checked_vectors', 'Segment', 'whole_text',
            'read_query', 'read_filters', 'known_attribute', 'passes', 'sort_keys', 'query_vector', 'compare_found',
-           'compare_numbers', 'fuse_found', 'unique_catalogue', 'attribute_order', 'plain_records', 'SearchableIndex',
+           'held_numbers', 'fuse_found', 'unique_catalogue', 'attribute_order', 'plain_records', 'SearchableIndex',
            'CatalogueIndex', 'scale_summary', 'index_bytes', 'vectors_compared', 'measure_scale', 'stored_scale',
            'scale_differences', 'scale_frame', 'growth_slope', 'embedding_growth', 'link_clusters', 'dedupe_records',
            'plain_judge', 'summarise_dedupe', 'run_dedupe', 'stored_dedupe', 'dedupe_differences']
@@ -506,13 +506,13 @@ def compare_found(
     cosine: float | None,  # None: not known
     share: float,  # of characters, see `Segment.lexical_share`
 ) -> dict:  # id, score (0 still), dimensions, record
-    "A record found and what each dimension says of it; of model numbers see `compare_numbers`."
+    "A record found and what each dimension says of it; of model numbers see `held_numbers`."
     meaning = None if cosine is None else min(1.0, max(0.0, float(cosine)))
     dimensions = {"meaning": meaning, "characters": float(share), "model numbers": None}
     return {"id": record["id"], "score": 0.0, "dimensions": dimensions, "record": record}
 
 
-def compare_numbers(
+def held_numbers(
     found: list[dict],  # of `compare_found`, whose dimension is filled in
     text: str,  # of the query
 ) -> None:
@@ -607,7 +607,7 @@ class SearchableIndex:
         known_attribute(by, ("relevance", *names))
         vector, remarks = query_vector(self.encoder, text, self.manifest["attributes"])
         found, more = self.near(vector, text, max(50, 2 * k), conditions)
-        compare_numbers(found, text)
+        held_numbers(found, text)
         found = fuse_found(found, len(found))
         if by != "relevance":
             keys = sort_keys([r["record"][by] for r in found], sort.startswith("-"))
@@ -629,7 +629,7 @@ class SearchableIndex:
         record, vector, place = held
         text = " ".join(record[n] for n in self.manifest["attributes"] if record[n])[:MOST_CHARACTERS]
         found, notes = self.near(vector, text, max(50, 2 * k), [], place)
-        compare_numbers(found, text)
+        held_numbers(found, text)
         return {"id": record["id"], "results": fuse_found(found, k), "notes": notes}
 
     def held(self, id: str) -> tuple[dict, np.ndarray, object] | None:
