@@ -112,17 +112,23 @@ class LexicalIndex:
                 row[:] = self.scorer.get_scores_from_ids(known)
         return out
 
+    def worth(
+        self,
+        text: str,  # a query
+    ) -> float:  # above zero
+        "The score of a text of mean length that holds every term of the query once; 1 for a query without terms."
+        holding, known = np.diff(self.scorer.scores["indptr"]), self.vocabulary
+        own = np.array([holding[known[t]] if t in known else 0 for t in set(self.tokens(text))])
+        return float(term_idf(self.size, own).sum() / (1 + self.scorer.k1)) if len(own) else 1.0
+
     def share(
         self,
         text: str,  # a query
     ) -> np.ndarray:  # (pool,) 0 or larger, see `scores`
-        """Scores, where 1 is a text of mean length that holds every term of the query once.
+        """Scores as parts of `worth`.
 
         Pools weigh terms by their own counts; shares can be compared across pools, scores cannot."""
-        holding, known = np.diff(self.scorer.scores["indptr"]), self.vocabulary
-        own = np.array([holding[known[t]] if t in known else 0 for t in set(self.tokens(text))])
-        once = term_idf(self.size, own).sum() / (1 + self.scorer.k1) if len(own) else 1.0
-        return self.scores([text])[0] / once
+        return self.scores([text])[0] / self.worth(text)
 
     def save(
         self,

@@ -113,7 +113,11 @@ class Demo:
         page = int(asked["page"]) if asked.get("page", "").isdecimal() else 1
         filters = [asked["filter"]] if asked.get("filter") else []
         found = self.search.search(asked.get("q", ""), 10, page, filters, asked.get("sort") or "relevance")
-        shown = [self.shown(r["record"], r["matched"], r["dimensions"], r["score"]) for r in found["results"]]
+        ways = [[w.split() for w in own] for own in found["read"]["spellings"]]
+        shown = []
+        for r in found["results"]:
+            written = {w for own in ways if {*own[0]} <= {*r["matched"]} for way in own for w in way}
+            shown.append(self.shown(r["record"], [*r["matched"], *written], r["dimensions"], r["score"]))
         return {**found, "results": shown}
 
     def similar(self, asked: dict) -> dict:

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .candidates import K1, model_numbers, term_gain, trigrams
+from .candidates import K1, term_gain, trigrams
 from .comparisons import amount
 from prodsim.core import (
     ProdsimError,
@@ -405,7 +405,7 @@ class EngineIndex(SearchableIndex):
 
     def near(self, vector, text, deep, conditions, without=None) -> tuple[list[dict], list[str]]:
         "See `SearchableIndex.near`."
-        models, numbers, only = _qdrant().models, model_numbers(text), self._filter(conditions)
+        models, only = _qdrant().models, self._filter(conditions)
         terms = dict.fromkeys(trigrams(text), 1.0)
         queries = {"meaning": vector.tolist()} if vector is not None else {}
         queries |= {"characters": sparse_vector(terms)} if terms else {}
@@ -419,10 +419,7 @@ class EngineIndex(SearchableIndex):
         records = {p.id: self._record(p.payload) for points in lists.values() for p in points}
         scores = [{p.id: p.score for p in lists.get(n, [])} for n in ("meaning", "characters")]
         scale = self._share_per_score(scores[1], records, terms)
-        found = [
-            compare_found(record, scores[0].get(at), scale * scores[1].get(at, 0.0), numbers)
-            for at, record in records.items()
-        ]
+        found = [compare_found(r, scores[0].get(at), scale * scores[1].get(at, 0.0)) for at, r in records.items()]
         return found, notes
 
     def _share_per_score(self, scores: dict, records: dict, terms: dict) -> float:

@@ -8,10 +8,10 @@ __all__ = ['KINDS', 'FLAT_UP_TO', 'EFFORTS', 'MOST_CHARACTERS', 'KINDS_COMPARED'
            'reorder', 'neighbour_recall', 'least_effort', 'fingerprint', 'open_encoder', 'checked_encoder',
            'one_writer', 'read_manifest', 'partial_titles', 'needed_effort', 'checked_vectors', 'Segment', 'whole_text',
            'read_query', 'read_filters', 'known_attribute', 'passes', 'sort_keys', 'query_vector', 'compare_found',
-           'fuse_found', 'unique_catalogue', 'attribute_order', 'plain_records', 'SearchableIndex', 'CatalogueIndex',
-           'scale_summary', 'index_bytes', 'vectors_compared', 'measure_scale', 'stored_scale', 'scale_differences',
-           'scale_frame', 'growth_slope', 'embedding_growth', 'link_clusters', 'dedupe_records', 'plain_judge',
-           'summarise_dedupe', 'run_dedupe', 'stored_dedupe', 'dedupe_differences']
+           'held_numbers', 'fuse_found', 'unique_catalogue', 'attribute_order', 'plain_records', 'SearchableIndex',
+           'CatalogueIndex', 'scale_summary', 'index_bytes', 'vectors_compared', 'measure_scale', 'stored_scale',
+           'scale_differences', 'scale_frame', 'growth_slope', 'embedding_growth', 'link_clusters', 'dedupe_records',
+           'plain_judge', 'summarise_dedupe', 'run_dedupe', 'stored_dedupe', 'dedupe_differences']
 
 # %% ../nbs/71_index.ipynb #3a3ebe9e
 import contextlib
@@ -20,6 +20,7 @@ import json
 import re
 import shutil
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,7 +31,7 @@ import pandas as pd
 from datasets import Dataset, load_from_disk
 
 from .candidates import LexicalIndex, Signals, first_rows, model_numbers, propose, trigrams
-from .comparisons import amount, squash, words
+from .comparisons import amount, codes, squash, words
 from prodsim.core import (
     ProdsimError,
     atomic_dir,
@@ -43,6 +44,7 @@ from prodsim.core import (
     revision,
     stored_results,
     stored_table,
+    sweep_dirs,
     write_json,
     write_table,
 )
@@ -235,6 +237,7 @@ def one_writer(
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ProdsimError(f"{folder}: another process is writing to this index; try again later") from None
+        sweep_dirs(folder)  # of an index that was to take its place
         yield
 
 
@@ -488,8 +491,11 @@ def query_vector(
     text: str,  # of `read_query`
     names: list[str],  # attributes; the text is read as the first
 ) -> tuple[np.ndarray | None, list[str]]:  # None where the encoder cannot read the text; remarks
-    "A query as the encoder sees it."
+    "A query as the encoder sees it; letters of full width, if it does not know them, as plain ones."
     share = unknown_share([text], encoder.tokenizer)
+    if share > UNKNOWN_LIMIT:
+        text = unicodedata.normalize("NFKC", text)
+        share = unknown_share([text], encoder.tokenizer)
     if share > UNKNOWN_LIMIT:
         return None, [f"the encoder does not know {share:.0%} of the query; ranked by characters alone"]
     return encoder.embed(pd.DataFrame({n: [text if n == names[0] else None] for n in names}, dtype=object))[0], []
@@ -499,14 +505,29 @@ def compare_found(
     record: dict,  # id and attributes
     cosine: float | None,  # None: not known
     share: float,  # of characters, see `Segment.lexical_share`
-    numbers: list[str],  # model numbers of the query
 ) -> dict:  # id, score (0 still), dimensions, record
-    "A record found and what each dimension says of it."
+    "A record found and what each dimension says of it; of model numbers see `held_numbers`."
     meaning = None if cosine is None else min(1.0, max(0.0, float(cosine)))
-    whole = squash(" ".join(v for n, v in record.items() if v and n != "id")) if numbers else ""
-    held = sum(c in whole for c in numbers) / len(numbers) if numbers else None
-    dimensions = {"meaning": meaning, "characters": float(share), "model numbers": held}
+    dimensions = {"meaning": meaning, "characters": float(share), "model numbers": None}
     return {"id": record["id"], "score": 0.0, "dimensions": dimensions, "record": record}
+
+
+def held_numbers(
+    found: list[dict],  # of `compare_found`, whose dimension is filled in
+    text: str,  # of the query
+) -> None:
+    "How many of a text's model numbers each record holds, however it spells them; not known where the text has none."
+    typed, numbers = words(text), model_numbers(text)
+    beside = (a + b for a, b in zip(typed, typed[1:], strict=False) if a[-1].isalpha() and b[0].isdigit())
+    spaced = codes(beside) - set(numbers)
+    texts = [" ".join(v for n, v in r["record"].items() if v and n != "id") for r in found] if spaced or numbers else []
+    whole = [squash(t) for t in texts]
+    for number in sorted(spaced):  # two words are one number if a record that was found writes them as one
+        if any(number in w and number in model_numbers(t) for t, w in zip(texts, whole, strict=True)):
+            numbers.append(number)
+    if numbers:
+        for result, own in zip(found, whole, strict=True):
+            result["dimensions"]["model numbers"] = sum(n in own for n in numbers) / len(numbers)
 
 
 def fuse_found(
@@ -586,6 +607,7 @@ class SearchableIndex:
         known_attribute(by, ("relevance", *names))
         vector, remarks = query_vector(self.encoder, text, self.manifest["attributes"])
         found, more = self.near(vector, text, max(50, 2 * k), conditions)
+        held_numbers(found, text)
         found = fuse_found(found, len(found))
         if by != "relevance":
             keys = sort_keys([r["record"][by] for r in found], sort.startswith("-"))
@@ -607,6 +629,7 @@ class SearchableIndex:
         record, vector, place = held
         text = " ".join(record[n] for n in self.manifest["attributes"] if record[n])[:MOST_CHARACTERS]
         found, notes = self.near(vector, text, max(50, 2 * k), [], place)
+        held_numbers(found, text)
         return {"id": record["id"], "results": fuse_found(found, k), "notes": notes}
 
     def held(self, id: str) -> tuple[dict, np.ndarray, object] | None:
@@ -728,7 +751,7 @@ class CatalogueIndex(SearchableIndex):
 
     def near(self, vector, text, deep, conditions, without=None) -> tuple[list[dict], list[str]]:
         "See `SearchableIndex.near`."
-        numbers, found = model_numbers(text), []
+        found = []
         for i, segment in enumerate(self.segments):
             among, shares = segment.passing(conditions) if conditions else None, segment.lexical_share(text)
             if among is not None:
@@ -739,7 +762,7 @@ class CatalogueIndex(SearchableIndex):
             near = sorted(rows - ({without[1]} if without and without[0] == i else set()))
             cosines = np.asarray(segment.vectors[near]) @ vector if vector is not None and near else [None] * len(near)
             records = segment.records.select(near).to_list()
-            found += [compare_found(*one, numbers) for one in zip(records, cosines, shares[near], strict=True)]
+            found += [compare_found(*one) for one in zip(records, cosines, shares[near], strict=True)]
         return found, []
 
     def everything(self) -> tuple[pd.DataFrame, np.ndarray]:

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from .candidates import LexicalIndex, first_rows, match_ranks, reciprocal_ranks
-from .comparisons import amount, words
+from .comparisons import amount, codes, words
 from prodsim.core import (
     ProdsimError,
     atomic_dir,
@@ -84,11 +84,29 @@ class Reading:
     brand: str | None  # a brand of the catalogue
     kind: str | None  # longest phrase before any number that ends it and that titles share
     amounts: list[str]  # as in 32gb
+    spellings: list[list[str]] = field(default_factory=list)  # of one model number each, as in `words` first
+
+    def as_asked(
+        self,
+        written: list[str],  # words of a record
+    ) -> list[str]:
+        "A record's words with its model numbers spelled as in the query."
+        text = f" {' '.join(written)} "
+        for own, *others in self.spellings:
+            for other in others:
+                text = text.replace(f" {other} ", f" {own} ")
+        return text.split() if self.spellings else written
 
     @property
     def plain(self) -> str:  # what the encoder reads
         "The mended words as a text."
         return " ".join(self.words) if all(w.isascii() for w in self.words) else self.text
+
+
+def _may_part(left: str, right: str) -> bool:
+    "Whether a number may be cut here. Fewer than five digits stay together: 24port is no 2 4port, 1-2 no 12."
+    digits = len(re.search(r"\d*$", left)[0]), len(re.match(r"\d*", right)[0])
+    return not all(digits) or sum(digits) >= 5
 
 
 @dataclass
@@ -121,23 +139,53 @@ class Vocabulary:
         self,
         text: str,  # of `read_query`
     ) -> Reading:
-        "Join what the catalogue writes as one word, mend what it does not know, recognise brand, kind and amounts."
-        typed, kept, changes = search_words(text), [], {}
+        "Spell as the catalogue does, mend what it does not know, recognise brand, kind and amounts."
+        typed, kept, changes, spellings = search_words(text), [], {}, []
         while typed:
-            word, *typed = typed
-            joined = word + typed[0] if typed else ""
-            if joined and self.counts.get(joined, 0) > self.pairs.get(f"{word} {typed[0]}", 0):
-                changes[f"{word} {typed.pop(0)}"] = word = joined
-            elif word not in self.counts and (near := self._nearest(word)):
-                changes[word], word = near, near
-            kept.append(word)
+            n, spelled = self._spelled(typed[:3])
+            run, own = " ".join(typed[:n]), spelled[0]
+            kept, typed = kept + own.split(), typed[n:]
+            changes |= {run: own} if own != run else {}
+            spellings += [spelled] if len(spelled) > 1 else []
         spans = [" ".join(kept[i : i + n]) for n in (3, 2, 1) for i in range(len(kept) - n + 1)]
         brand = next((self.brands[s] for s in spans if s in self.brands), None)
         number = next((i for i, w in enumerate(kept) if i and w[0].isdigit()), len(kept))
         kinds = [s for s in spans if s in self.phrases and s not in self.brands and not s[0].isdigit()]
         ending = [s for s in kinds if " ".join(kept[:number]).endswith(s)]  # English names the thing last
         kind = next(iter(ending + kinds), None)
-        return Reading(text, kept, changes, brand, kind, [w for w in kept if w[0].isdigit()])
+        return Reading(text, kept, changes, brand, kind, [w for w in kept if w[0].isdigit()], spellings)
+
+    def _spelled(self, ahead: list[str]) -> tuple[int, list[str]]:
+        "How many of the next words belong together, and how they are written: as typed if known, then as mostly."
+        for n in range(len(ahead), 0, -1):
+            run, typed = ahead[:n], " ".join(ahead[:n])
+            ways, amount_ends = self._ways(run), MEASURE.fullmatch("".join(run[1:]))
+            whole = (w.split() for w in ways if w != typed)  # not a shorter run beside a word left as it is
+            if any((w[0] != run[0] or amount_ends) and w[-1] != run[-1] for w in whole):
+                return n, sorted(ways, key=lambda w: (w != typed, -ways[w], w))
+        word, joined = ahead[0], "".join(ahead[:2])
+        if (
+            len(ahead) > 1
+            and self.counts.get(joined, 0) > self.pairs.get(" ".join(ahead[:2]), 0)
+            and _may_part(*ahead[:2])
+        ):
+            return 2, [joined]
+        return 1, [(self._nearest(word) if word not in self.counts else None) or word]
+
+    def _ways(self, run: list[str]) -> dict[str, int]:
+        "Spellings of a model number that the catalogue knows, in one piece, two or three → records with it, at most."
+        whole = "".join(run)
+        if len(whole) > 24 or not whole.isalnum() or not codes([whole]) or MEASURE.fullmatch(whole):
+            return {}
+        if not all(_may_part(*p) for p in zip(run, run[1:], strict=False)):
+            return {}
+        ways = {whole: self.counts.get(whole, 0)}
+        for i in range(1, len(whole)):
+            for j in range(i + 1, len(whole) + 1) if word_form(whole[:i]) in self.counts else ():
+                cut = [word_form(p) for p in (whole[:i], whole[i:j], whole[j:]) if p]
+                if all(_may_part(*p) for p in zip(cut, cut[1:], strict=False)):
+                    ways[" ".join(cut)] = min(self.pairs.get(" ".join(p), 0) for p in zip(cut, cut[1:], strict=False))
+        return {w: n for w, n in ways.items() if n}
 
     @cached_property
     def _by_length(self) -> dict[int, list[str]]:
@@ -338,9 +386,8 @@ class ProductSearch:
         rerank: bool = True,  # False: fused ranks, words and meaning alone, which is quicker
     ) -> tuple[np.ndarray, np.ndarray, int]:  # rows, shape (rows, FEATURES), how many of the rows are candidates
         "Candidates by words and by meaning, best first by fused ranks, and what is known about each."
-        text, readable = " ".join(reading.words), self.readable(reading)
-        needed = FIELDS if rerank else ("short", "all")
-        scores = {f: self.lexical[f].scores([text])[0] for f in needed}
+        readable, needed = self.readable(reading), FIELDS if rerank else ("short", "all")
+        scores = {f: self.by_words(f, reading) for f in needed}
         scores = {f: s / max(float(s.max()), 1e-9) for f, s in scores.items()}
         vector, asked = self.embed([reading.plain])[0], None
         if self.states is not None and readable and rerank:
@@ -369,6 +416,19 @@ class ProductSearch:
             return rows, features, n
         late = np.full(len(rows), np.nan) if asked is None else self.states.score(asked, rows)
         return rows, self._features(reading, vector, rows, n, scores, cosines, fused, late), n
+
+    def by_words(
+        self,
+        name: str,  # of `FIELDS`
+        reading: Reading,  # of the query
+    ) -> np.ndarray:  # (records,) BM25
+        "Scores of a field; of a model number's spellings the one that suits a record best, all worth the same."
+        index = replace(self.lexical[name], tokens=str.split)  # the words are split already
+        spelled = {w for own, *_ in reading.spellings for w in own.split()}
+        scores = index.scores([" ".join(w for w in reading.words if w not in spelled)])[0]
+        for ways in reading.spellings:
+            scores += min(map(index.worth, ways)) * np.max([index.share(w) for w in ways], axis=0)
+        return scores
 
     def readable(self, reading: Reading) -> bool:
         "Whether the encoder knows the script of a query."
@@ -405,6 +465,19 @@ class ProductSearch:
                 own[:] = marked[rows]
         return out
 
+    def held(
+        self,
+        name: str,  # of `FIELDS`
+        reading: Reading,  # of the query
+        rows: np.ndarray,  # of the records
+    ) -> np.ndarray:  # shape (words, rows), bool
+        "Which records hold which words of a query; a model number in any of its spellings."
+        out = self.holds(name, reading.words, rows)
+        for own, *others in reading.spellings:
+            whole = np.any([self.holds(name, o.split(), rows).all(axis=0) for o in others], axis=0)
+            out[np.isin(reading.words, own.split())] |= whole
+        return out
+
     def evidence(
         self,
         reading: Reading,  # of the query
@@ -413,9 +486,9 @@ class ProductSearch:
     ) -> np.ndarray:  # (3,) best cosine; largest share of the query's words, by rarity, in one record, in one title
         "What speaks for the best ten candidates, whatever ranks them."
         counts, total = self.vocabulary.counts, len(self.records)
-        asked = list(dict.fromkeys(reading.words))
-        weight = np.array([np.log(1 + total / (1 + counts.get(w, 0))) for w in asked])
-        held = (weight @ self.holds(name, asked, rows[:10]) for name in ("all", "title"))
+        first = [i for i, w in enumerate(reading.words) if w not in reading.words[:i]]  # a repeated word counts once
+        weight = np.array([np.log(1 + total / (1 + counts.get(reading.words[i], 0))) for i in first])
+        held = (weight @ self.held(name, reading, rows[:10])[first] for name in ("all", "title"))
         shares = [h.max(initial=0) / (weight.sum() or 1.0) for h in held]
         return np.array([features[:, FEATURES.index("meaning")].max(initial=0), *shares])
 
@@ -435,7 +508,8 @@ class ProductSearch:
         return self.vectors[rows] @ (mean / max(float(np.linalg.norm(mean)), 1e-9))
 
     def _features(self, reading, vector, rows, n, scores, cosines, fused, late) -> np.ndarray:
-        titles, others = zip(*map(self._words, rows.tolist()), strict=True) if len(rows) else ((), ())
+        written = ([reading.as_asked(own) for own in self._words(row)] for row in rows.tolist())
+        titles, others = zip(*written, strict=True) if len(rows) else ((), ())
         total = len(self.records)
         weight = {w: np.log(1 + total / (1 + self.vocabulary.counts.get(w, 0))) for w in reading.words}
         norm = sum(weight.values()) or 1.0
@@ -505,6 +579,7 @@ class ProductSearch:
         if self.reranker is not None and rerank and len(rows):
             scores = self.reranker.again(self, reading, rows, scores)
         notes += [f"read {new!r} for {old!r}" for old, new in reading.changes.items()]
+        notes += [f"{own!r} is found as {' and '.join(map(repr, more))}, too" for own, *more in reading.spellings]
         if not self.readable(reading):
             notes.append("the encoder does not know this script; ranked by words and characters alone")
         elif not any(w in self.vocabulary.counts for w in reading.words):
@@ -517,9 +592,9 @@ class ProductSearch:
         if len(rows) and (best < self.ranker.floor if ranked else chance is not None and chance < 0.5):
             notes.append("no good result: what follows is unlikely to be what was asked for")
         if sort != "relevance" and len(rows):
-            asked = [w for w in reading.words if w in self.vocabulary.counts]
-            whole = (self.holds("title", asked, rows) | self.holds("rest", asked, rows)).all(axis=0)
-            if asked and whole.any():
+            asked = [w in self.vocabulary.counts for w in reading.words]
+            whole = (self.held("title", reading, rows) | self.held("rest", reading, rows))[asked].all(axis=0)
+            if any(asked) and whole.any():
                 rows, features, scores = rows[whole], features[whole], scores[whole]
                 notes.append(f"by {sort.removeprefix('-')}: only what holds every word of the query")
         order = np.lexsort([self.columns["id"][rows].astype(str), -scores])
@@ -527,10 +602,11 @@ class ProductSearch:
             values = self.records[sort.removeprefix("-")].iloc[rows[order]]
             order = order[np.argsort(sort_keys(values, sort.startswith("-")), kind="stable")]
         shown = order[(page - 1) * k : page * k]
-        held = self.holds("all", reading.words, rows[shown]).T
+        held = self.held("all", reading, rows[shown]).T
         told = zip(rows[shown].tolist(), scores[shown].tolist(), features[shown], held, strict=True)
         results = [self._result(reading, *one) for one in told]
         read = {"words": reading.words, "brand": reading.brand, "kind": reading.kind, "amounts": reading.amounts}
+        read["spellings"] = reading.spellings
         pages = -(-len(rows) // k)
         return {"query": text, "read": read, "results": results, "found": len(rows), "page": page, "pages": pages,
                 "facets": self.facets(rows), "notes": notes}  # fmt: skip
@@ -649,7 +725,7 @@ class Ranker:
         unjudged: float = 0.0,  # what a row not judged counts, taken as 0; 0: left out
         leaves: int = 8,  # of a tree
         trees: int = 120,
-        bags: int = 3,  # models that are averaged
+        bags: int = 10,  # models that are averaged, alike but for their random draws of rows and measures
         with_floor: bool = True,  # False: 0, and quicker
     ) -> "Ranker":
         """Gains (2^g - 1) / 7 as targets of a cross-entropy, every query counting the same.
@@ -780,23 +856,29 @@ def both_readings(
 
 
 def summarise_search(
-    table: pd.DataFrame,  # query, id, grade, and of every system a score and a rank
+    table: pd.DataFrame,  # query, id, grade, of every system a score and a rank, and the seed of the folds, if repeated
     systems: tuple[str, ...] = SYSTEMS,  # in the order of the steps
     known: int = 3,  # the first so many are rows that were known before
 ) -> dict:  # system → mean of both readings, intervals, share unjudged, gain on the best row before the rankers
-    "Every number of the results table from the stored scores."
+    """Every number of the results table from the stored scores.
+
+    A query counts with its mean over the seeds; what no fold can change stands with the first seed alone."""
     values: dict = {s: [] for s in systems}
     for _, part in table.groupby("query", sort=True):
         if not (part["grade"] > 0).any():
             continue
+        repeats = [own for _, own in part.groupby("seed")] if "seed" in part else [part]
         for s in systems:
-            values[s].append(both_readings(part, s, f"{s} rank"))
-    arrays, out = {s: np.array(v, float) for s, v in values.items()}, {}
+            values[s].append([both_readings(own, s, f"{s} rank") for own in repeats if own[s].notna().any()])
+    by_seed = {s: np.array(v, float).transpose(1, 0, 2) for s, v in values.items()}  # (seeds, queries, 3)
+    arrays, out = {s: v.mean(axis=0) for s, v in by_seed.items()}, {}
     names = ("judged", "all", "unjudged")
     plain = systems[:known]
     best = {i: max(plain, key=lambda s: arrays[s][:, i].mean()) for i in (0, 1)}  # the known rows
     for at, s in enumerate(systems):
         out[s] = {n: float(arrays[s][:, i].mean()) for i, n in enumerate(names)}
+        if len(by_seed[s]) > 1:
+            out[s] |= {f"{names[i]}_by_seed": [float(v) for v in by_seed[s][:, :, i].mean(axis=1)] for i in (0, 1)}
         for i in (0, 1):
             rng = np.random.default_rng(0)
             draws = arrays[s][:, i][rng.integers(0, len(arrays[s]), (4000, len(arrays[s])))].mean(axis=1)
@@ -880,21 +962,19 @@ def chorus_search(
 def run_search(
     work: str | Path = "_run/search",  # embeddings are kept here
     folds: int = 5,  # of queries
-    seed: int = 0,  # of the folds
+    seeds: int = 5,  # of the folds: how often all is cross-validated, each time with other folds
 ) -> dict:  # what was stored
     "Measure every step on chorus, cross-validated by query, and store scores and numbers (`prodsim bench-search`)."
     judged, search = chorus_judgments(), chorus_search(Path(work), states=True)
     records, vectors, embed = search.records, search.vectors, search.embed
     texts = [search.told(i) for i in range(len(records))]
-    note_look(
-        "chorus", "search, all steps", "cross-validated by query; sizes of trees chosen inside the training queries"
-    )
+    told = f"cross-validated by query, {seeds} times; sizes of trees chosen inside the training queries"
+    note_look("chorus", "search, all steps", told)
     row = {i: n for n, i in enumerate(records["id"])}
     plain = LexicalIndex.build(texts, words)
-    frames, features, grades = [], [], []
-    for query, known in judged.items():
+    readings, frames, features, grades = [search.vocabulary.read(q) for q in judged], [], [], []
+    for reading, (query, known) in zip(readings, judged.items(), strict=True):
         own = {row[i]: int(g) for i, g in known.items()}
-        reading = search.vocabulary.read(query)
         rows, measured, n = search.measure(reading, None, own)
         features.append(measured)
         grades.append(np.array([own.get(int(r), -1) for r in rows]))
@@ -904,23 +984,27 @@ def run_search(
         mended = np.stack([whole["word forms"], vectors @ embed([reading.plain])[0]], axis=-1)
         whole["forms and meaning fused"] = reciprocal_ranks(mended[None])[0]
         frames.append((query, rows, n, own, whole))
-    fold = query_folds([search.vocabulary.read(q) for q in judged], folds, seed)
-    learned, chosen = _cross_validate(features, grades, fold)
-    own = ("line", "trees", *_UNJUDGED)
-    tables = [_listed(records, *frame, {s: learned[s][i] for s in own}) for i, frame in enumerate(frames)]
-    table = pd.concat(tables, ignore_index=True)
-    floors = [{"best": float(learned["ranker, judged alone"][i][: f[2]].max()), "relevant": bool((grades[i] > 0).any()),
-               "floor": float(learned["floor"][i])} for i, f in enumerate(frames)]  # fmt: skip
+    learners, tables, chosen, floors = ("line", "trees", *_UNJUDGED), [], [], []
+    for seed in range(seeds):
+        learned, sizes = _cross_validate(features, grades, query_folds(readings, folds, seed), with_floor=not seed)
+        chosen += [{"seed": seed, **size} for size in sizes]
+        for i, (query, rows, n, own, whole) in enumerate(frames):
+            values, whole = {s: learned[s][i] for s in learners}, {} if seed else whole
+            part = _listed(records, query, rows, n, own, whole, values, learners if seed else SYSTEMS)
+            tables.append(part.assign(seed=seed))
+            if not seed:
+                best, relevant = learned["ranker, judged alone"][i][:n].max(), (grades[i] > 0).any()
+                floors.append({"best": float(best), "relevant": bool(relevant), "floor": float(learned["floor"][i])})
     search.ranker = Ranker.fit(features, grades, 0.1)
     folder, file = results_folder() / "search", "chorus.scores.csv.gz"
-    write_table(folder / file, table)
+    write_table(folder / file, pd.concat(tables, ignore_index=True))
     stored = pd.read_csv(folder / file, dtype={"id": str})
     result = {"name": "chorus", "data": "chorus", "command": "prodsim bench-search", "queries": len(judged)}
     result |= {
         "queries_with_relevant": sum(f["relevant"] for f in floors),
         "products": len(records),
         "folds": folds,
-        "seed": seed,
+        "seeds": seeds,
     }
     result |= {"systems": summarise_search(stored), "scores_file": file, "chosen": chosen, "floors": floors}
     result |= {"latency": search_latency(search, list(judged)), **provenance()}
@@ -928,7 +1012,7 @@ def run_search(
     return result
 
 
-def _cross_validate(features: list, grades: list, fold: np.ndarray) -> tuple[dict, list]:
+def _cross_validate(features: list, grades: list, fold: np.ndarray, with_floor: bool) -> tuple[dict, list]:
     "Values of every query by rankers that never saw it, their size chosen without it too."
     out: dict = {s: [None] * len(grades) for s in ("line", "trees", *_UNJUDGED)} | {"floor": np.zeros(len(grades))}
     chosen = []
@@ -947,9 +1031,8 @@ def _cross_validate(features: list, grades: list, fold: np.ndarray) -> tuple[dic
                         values.append(ndcg(np.maximum(grades[i][kept], 0), some.score(features[i][kept])))
                 found.append(np.mean([v for v in values if v is not None]))
             size = _SIZES[int(np.argmax(found))]
-            ranker = Ranker.fit(
-                [features[i] for i in train], [grades[i] for i in train], weight, **size, with_floor=not weight
-            )
+            part, floored = ([features[i] for i in train], [grades[i] for i in train]), with_floor and not weight
+            ranker = Ranker.fit(*part, weight, **size, with_floor=floored)
             chosen.append({"fold": int(f), "system": s, **size})
             for i in np.flatnonzero(fold == f):
                 out[s][i] = ranker.score(features[i])

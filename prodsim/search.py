@@ -36,6 +36,7 @@ from prodsim.core import (
     results_folder,
     revision,
     stored_results,
+    working_dir,
     write_json,
     write_table,
 )
@@ -517,10 +518,8 @@ def learn_search(
         pairs, held = graded_pairs(search, judged)
         name = open_index(folder).manifest["model"]["name"]
         start = Path(name) / "bi" if (Path(name) / "bi").is_dir() else name
-        for left in folder.glob(".reranker.*"):  # of a run that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        with tempfile.TemporaryDirectory(prefix=".reranker.", dir=folder) as work:
-            model = train_cross(pairs, Path(work) / "model", start)
+        with working_dir(folder / "reranker") as work:
+            model = train_cross(pairs, work / "model", start)
         values = _held_values(search, seen, held, Reranker(model, 1.0), unjudged)
         report["weight"] = model.run["weight"] = cross_weight(values)
         if model.run["weight"]:

@@ -11,6 +11,7 @@ import urllib.request
 from importlib import resources
 
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import Dataset
 from test_search import RECORDS, embed
@@ -79,6 +80,14 @@ def test_search_and_similar_answer_the_page(demo):
     near = asked(demo, "/api/similar?id=p4")["results"]
     assert "p4" not in [r["id"] for r in near] and {r["id"] for r in near[:3]} == {"p5", "p6", "p7"}
     assert asked(demo, "/api/about?")["note"] and Demo(demo.search).about({})["curve"] == []
+
+
+def test_a_model_number_is_marked_as_the_record_spells_it():
+    titles = ["Acme MX-310 headset", "Acme MX310 headset", "Bolt hub 310"]
+    records = pd.DataFrame({"id": ["a", "b", "c"], "title": titles})
+    page = asked(Demo(ProductSearch.fit(records, embed, embed(titles))), "/api/search?q=mx310")
+    told = {r["id"]: [text for text, hit in r["title"] if hit] for r in page["results"]}
+    assert told == {"a": ["MX", "310"], "b": ["MX310"], "c": []} and "is found as 'mx 310'" in page["notes"][0]
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,11 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import resource
+import shutil
+import time
 from pathlib import Path
 
 import datasets
@@ -13,6 +16,7 @@ import pytest
 from little_shop import die, exit_code, listing, on_touch
 from one_line import message
 
+from prodsim import core
 from prodsim.cli import main
 from prodsim.core import ProdsimError, atomic_dir, atomic_file, check_writable
 from prodsim.engine import EngineIndex
@@ -151,6 +155,23 @@ def test_search_and_dimensions(made):
     assert whole["dimensions"]["characters"] > 0.8 > part["dimensions"]["characters"] > 0.1
 
 
+SPELLED = ("MX-310", "MX310", "MX 310", "ＭＸ３１０")
+
+
+@pytest.mark.parametrize("written", SPELLED)
+def test_a_model_number_is_found_however_it_is_spelled(tmp_path, tiny_model, written):
+    titles = ["acme MX-320 lamp", f"acme {written} lamp", "lamp 310", "bolt MX-31 desk", "acme tent 2 x 4 m"]
+    records = pd.DataFrame({"id": list("abcde"), "title": titles})
+    index = CatalogueIndex.create(records, tmp_path / "index", tiny_model)
+    for typed in SPELLED:
+        results = index.search(f"{typed} lamp")["results"]
+        held = {r["id"]: r["dimensions"]["model numbers"] for r in results}
+        assert results[0]["id"] == "b" and results[0]["dimensions"]["meaning"] is not None, (written, typed)
+        assert typed == written == "MX 310" or held == {i: float(i == "b") for i in held}, (written, typed)
+    for text in ("lamp 310", "tent 2 4", "acme 2.5 lamp"):  # words beside a number that no record writes as one
+        assert {r["dimensions"]["model numbers"] for r in index.search(text)["results"]} == {None}
+
+
 def test_similar_leaves_the_record_out(made):
     assert ids(made.similar("a", 1)) == ["b"] and "a" not in ids(made.similar("a", 10))
     with pytest.raises(ProdsimError, match="no record with id 'nobody'"):
@@ -287,6 +308,66 @@ def test_what_a_killed_writer_left_goes_with_the_next_change(made):
     (made.folder / "s000002").mkdir()
     made.delete(["a"])
     assert sorted(p.name for p in made.folder.iterdir()) == [".lock", "index.json", "reader.json", "s000001"]
+
+
+def _filling(folder, ready):
+    with atomic_dir(folder) as new:
+        (new / "x").write_text("1")
+        ready.set()
+        time.sleep(60)
+
+
+@pytest.mark.parametrize("next_writer", ["create", "add", "delete"])
+def test_what_a_killed_creation_left_goes_with_the_next_writer(made, tiny_model, next_writer):
+    context = multiprocessing.get_context("fork")
+    others = [".index.old-notes", ".index.new-notes", ".index.new-1.old", ".index2.new-0a1b2c3d"]
+    for name in others:
+        (made.folder.parent / name).mkdir()
+    writers = []
+    for _ in range(2):
+        writers.append(context.Process(target=_filling, args=(made.folder, ready := context.Event()), daemon=True))
+        writers[-1].start()
+        assert ready.wait(20)
+    beside = lambda: {p.name for p in made.folder.parent.glob(".index.new-????????")}  # noqa: E731
+    both = beside()
+    assert len(both) == 2
+    writers[0].kill()
+    writers[0].join()
+    if next_writer == "create":
+        CatalogueIndex.create(RECORDS.head(2), made.folder, tiny_model)
+    elif next_writer == "add":
+        made.add(RECORDS.head(1).assign(id="z"))
+    else:
+        made.delete(["a"])
+    assert len(beside()) == 1 and beside() < both, "the living one's stays, the dead one's is gone"
+    assert {p.name for p in made.folder.parent.iterdir()} >= {*others} and len(CatalogueIndex.open(made.folder))
+    writers[1].kill()
+    writers[1].join()
+    with atomic_dir(made.folder.parent / "index2"):
+        pass
+    assert len(beside()) == 1 and not (made.folder.parent / ".index2.new-0a1b2c3d").exists()  # each its own
+
+
+def test_a_folder_swept_before_it_was_locked_is_made_anew(tmp_path, monkeypatch):
+    taken, lock = [], core._hold
+
+    def too_late(folder, wait):
+        if wait and not taken:
+            taken.append(folder)
+            shutil.rmtree(folder)  # by another writer, between two calls of this one
+            (elsewhere := tmp_path / "elsewhere").mkdir()
+            return lock(elsewhere, wait)
+        return lock(folder, wait)
+
+    monkeypatch.setattr(core, "_hold", too_late)
+    with atomic_dir(tmp_path / "index") as new:
+        (new / "x").write_text("1")
+    assert taken and [p.name for p in (tmp_path / "index").iterdir()] == ["x"]
+    monkeypatch.setattr(core, "_hold", lambda folder, wait: None)  # a system that cannot lock
+    (left := tmp_path / ".index.new-0a1b2c3d").mkdir()
+    with atomic_dir(tmp_path / "index") as new:
+        (new / "y").write_text("2")
+    assert [p.name for p in (tmp_path / "index").iterdir()] == ["y"] and left.is_dir()  # nobody knows whose it is
 
 
 def test_bytes_that_are_no_text(made, tmp_path, tiny_model, capsys):

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from prodsim import retrieval
 from prodsim.cli import main
 from prodsim.core import ProdsimError, results_folder
 from prodsim.encoders import pretrained
@@ -26,6 +27,7 @@ from prodsim.retrieval import (
     kind_texts,
     paired_gain,
     search_words,
+    summarise_search,
     word_form,
 )
 from prodsim.search import (
@@ -109,6 +111,76 @@ def test_words_have_one_form():
     ],
 )
 def test_queries_are_mended_with_the_catalogues_words(shop, typed, read):
+    assert " ".join(shop.vocabulary.read(typed).words) == read
+
+
+SPELLED = ("MX-310", "MX310", "MX 310", "ＭＸ－３１０", "mx.310")
+
+
+def catalogue(*titles):
+    records = pd.DataFrame({"id": [f"t{i}" for i in range(len(titles))], "title": titles})
+    return ProductSearch.fit(records, embed, embed(list(titles)))
+
+
+@pytest.mark.parametrize("written", SPELLED)
+def test_a_model_number_is_read_as_the_catalogue_spells_it(written):
+    shop = catalogue("Acme MX-320 headset", "310 gloves", f"Acme {written} headset", f"小米{written}手机", "Bolt hub")
+    own = search_words(written)
+    for typed in (*SPELLED, "小米mx310手机"):
+        reading, found = shop.vocabulary.read(typed), shop.search(typed)
+        assert [w for w in reading.words if w in own] == own and not reading.spellings
+        told = [f"read {' '.join(own)!r} for {' '.join(asked)!r}" for asked in (["mx310"], ["mx", "310"])]
+        assert set(found["notes"]) & {*told} or set(own) <= set(search_words(typed)), found["notes"]
+        assert set(ids(found)[:2]) == {"t2", "t3"} and found["results"][0]["dimensions"]["matched"] == 1
+
+
+@pytest.mark.parametrize("typed", SPELLED)
+def test_a_model_number_is_found_in_every_spelling_there_is(typed):
+    shop = catalogue("Acme MX-320 headset", "310 gloves", *(f"Acme {w} headset" for w in SPELLED), "Bolt hub 310")
+    reading, every = shop.vocabulary.read(f"{typed} headset"), np.arange(8)
+    assert shop.held("title", reading, every).all(axis=0).tolist() == [False] * 2 + [True] * 5 + [False]
+    scores = shop.by_words("title", reading)
+    assert scores[2:7].max() < 1.2 * scores[2:7].min() and scores[2:7].min() > scores[[0, 1, 7]].max()
+    assert shop.evidence(reading, every, shop.measure(reading, None, every)[1])[2] == pytest.approx(1)
+    found = shop.search(f"{typed} headset", 5)
+    assert set(ids(found)) == {f"t{i}" for i in range(2, 7)} and "is found as" in found["notes"][0]
+    assert {r["dimensions"]["matched"] for r in found["results"]} == {1}
+    rows, features, _ = shop.measure(reading)
+    titles = ("share in the title", "place in the title", "place from the end", "words in the title")
+    told = {tuple(f[[FEATURES.index(t) for t in titles]]) for r, f in zip(rows, features, strict=True) if 2 <= r <= 6}
+    assert len(told) == 1  # to a ranker all spellings are one
+    assert len(shop.search(f"{typed} headset", filters=["title~headset"], sort="title")["results"]) == 5
+
+
+def test_a_rare_spelling_is_worth_no_more_than_the_usual_one():
+    shop = catalogue(*(f"Acme USB 3 hub {c}" for c in "abcdefgh"), "Acme usb3 cable", *["Bolt lamp"] * 20)
+    for typed in ("usb 3 hub", "usb3 hub"):
+        scores = shop.by_words("title", shop.vocabulary.read(typed))
+        assert scores[:8].min() > scores[8] > scores[9:].max() == 0, typed
+
+
+@pytest.mark.parametrize(
+    "typed, read",
+    [
+        ("1-2 persons", "1 2 person"),
+        ("2.5 kg tent", "2.5kg tent"),
+        ("2 4port", "2 4port"),
+        ("24port", "24port"),
+        ("64gb", "64gb"),
+        ("tent $1,299", "tent 1 299"),
+        ("910 004337", "910004337"),
+        ("uz666118", "uz 6661 18"),
+        ("UZ6661-18", "uz 6661 18"),
+        ("windows10", "window 10"),
+        ("mx3210", "mx3210"),
+        ("x" * 999 + "1", "x" * 999 + "1"),
+    ],
+)
+def test_what_is_no_model_number_is_neither_joined_nor_parted(typed, read):
+    shop = catalogue(
+        "Tent for 12 persons, 25kg", "Switch 2 4port", "Board 6 4GB", "Tent $1299", "Mouse 910004337", "Acme MX-320",
+        "Oven UZ-6661-18", "Windows 10 key", "Tent 1 2.5kg",
+    )  # fmt: skip
     assert " ".join(shop.vocabulary.read(typed).words) == read
 
 
@@ -537,6 +609,38 @@ def test_both_readings_of_a_page():
     judged, whole, unknown = both_readings(table, "s", "r")
     assert judged == pytest.approx(1 / np.log2(3)) and whole == pytest.approx(0.5) and unknown == pytest.approx(1 / 3)
     assert both_readings(table.assign(grade=0), "s", "r")[:2] == (None, None)
+
+
+def test_cross_validation_is_repeated_and_its_numbers_follow_from_its_scores(shop, monkeypatch, tmp_path):
+    asked = {
+        "wireless headset": 4,
+        "laptop 32 gb": 4,
+        "laptop bag": 3,
+        "bolt": 7,
+        "acme": 4,
+        "silver": 4,
+        "headset": 4,
+        "bag": 3,
+    }
+    held = {q: [set(search_words(q)) <= set(search_words(t)) for t in RECORDS["title"]] for q in asked}
+    assert {q: sum(h) for q, h in held.items()} == asked
+    grades = {q: {i: 3 * int(h) for i, h in zip(RECORDS["id"], own, strict=True)} for q, own in held.items()}
+    monkeypatch.setenv("PRODSIM_RESULTS", str(tmp_path))
+    monkeypatch.setattr(retrieval, "chorus_judgments", lambda: grades)
+    monkeypatch.setattr(retrieval, "chorus_search", lambda work, states: shop)
+    result = retrieval.run_search(tmp_path, folds=2, seeds=3)
+    assert search_differences(result) == [] and len(result["floors"]) == len(asked)
+    assert {(c["seed"], c["fold"]) for c in result["chosen"]} == {(s, f) for s in range(3) for f in range(2)}
+    table = pd.read_csv(tmp_path / "search" / "chorus.scores.csv.gz", dtype={"id": str})
+    for system, row in result["systems"].items():
+        if not (learned := system in ("line", "trees", "ranker, judged alone", "ranker, unjudged as 0")):
+            assert table.loc[table["seed"] > 0, system].isna().all()
+        assert len(row.get("judged_by_seed", [0])) == (3 if learned else 1)
+        if learned:
+            assert row["judged"] == pytest.approx(np.mean(row["judged_by_seed"]))
+            one = summarise_search(table[table["seed"] == 1], (system,), 1)[system]["judged"]
+            assert one == pytest.approx(row["judged_by_seed"][1])
+    assert table.groupby("seed")["line"].apply(lambda v: tuple(v.dropna())).nunique() == 3  # other folds, other lines
 
 
 def test_a_paired_gain_knows_luck():
