@@ -604,7 +604,7 @@ def predict_ragged(
     encoder,  # a CrossEncoder for which `reads_ragged(encoder, "cross")` holds, in evaluation mode
     left: list[str],  # texts of the left records
     right: list[str],  # texts of the right records
-    tokens: int = 4096,  # in one forward pass, at most (a longer pair goes alone)
+    tokens: int = 2048,  # in one forward pass, at most (a longer pair goes alone)
     progress: bool = False,  # show a bar
 ) -> np.ndarray:  # shape (pairs,), float32, in [0, 1]
     "Probabilities of pairs laid end to end, without padding; of the last layer, the first token of each pair alone."
