@@ -55,14 +55,15 @@ def record_weights(
 
 # %% ../nbs/45_contrastive.ipynb #6f15c55a
 class GroupBatches(DefaultBatchSampler):
-    "Batches of whole groups, filled with lone records of one side; the order depends on seed and epoch only."
+    "Batches of whole groups, filled with lone records; the order depends on seed and epoch only."
 
     def __init__(
         self,
         dataset,  # only its size is used
         batch_size: int,  # records in a batch, about
         groups: np.ndarray,  # shape (records,), group of each record
-        sides: np.ndarray,  # shape (records,), 0 or 1
+        sides: np.ndarray,  # shape (records,), 0 or 1: lone records of a batch come from one side, since of the two one
+        # may be the other's product; all 0: from wherever
         drop_last: bool = False,  # every batch is as full as the others
         seed: int = 0,
         **ignored,

@@ -272,7 +272,8 @@ def run_cell(
         start = [part for part in parts if part.is_dir()]  # trained once for all
         options = {"seed": cell["seed"], "resume": True, "changes": cell["changes"], "start": start}
         model = train_recipe(cell["data"], out, cell["system"], **options, progress=progress)
-        changed = " ".join(f"--set {shlex.quote(f'{k}={v}')}" for k, v in cell["changes"].items())
+        told = {k: str(v).lower() if isinstance(v, bool) else v for k, v in cell["changes"].items()}
+        changed = " ".join(f"--set {shlex.quote(f'{k}={v}')}" for k, v in told.items())
         command = f"prodsim train {cell['data']} --recipe {cell['system']} {changed}".rstrip()
         command += f" --seed {cell['seed']} --out {out}"
         command += f" && prodsim evaluate {out} {cell['data']} --split {cell['split']} --json"

@@ -87,6 +87,7 @@ class Recipe:
     label_smoothing: float = 0.0  # moves targets from 0 and 1 towards a half
     positive_weight: float = 1.0  # weight of a match in the loss
     temperature: float = 0.07  # of the softmax over a batch; objectives groups and records only
+    one_side: bool = True  # records without a match fill a batch from one side, not both; likewise
     negatives: float = 0.0  # non-matches that an epoch reads for each match, drawn anew; 0: all; objective pairs only
     mark: str = ""  # put before each word that both records of a pair have; "": none; kind cross only
     swap: float = 0.0  # share of the pairs of a step that a cross-encoder reads in the other order
@@ -368,7 +369,7 @@ def _trainer(model, recipe, work, left, right, labels, weights, validation, seed
         if weights is not None:
             given = np.column_stack([groups, record_weights(left, right, joined, weights)])
         table = Dataset.from_dict({"text": texts, "label": given.tolist()})
-        sampler = partial(GroupBatches, groups=groups, sides=sides)
+        sampler = partial(GroupBatches, groups=groups, sides=sides if recipe.one_side else np.zeros_like(sides))
         loss = ContrastiveLoss(model.encoder, recipe.temperature)
     else:
         labels = np.asarray(labels, dtype=float)

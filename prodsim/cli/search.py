@@ -84,7 +84,12 @@ def _index(
     report = {"out": str(out), "records": len(index), "segments": index.segment_count, **changes}
     report |= {k: index.manifest[k] for k in kept}
     told = "".join(f", {n} {what}" for what, n in changes.items())
-    said = f"{out}: {len(index):,} records in {index.segment_count} segments, {report['kind']}{told}"
+    copies = 0 if records is None else len(records) - records["id"].astype(str).nunique()
+    report |= {"copies": copies}
+    parts = "1 segment" if index.segment_count == 1 else f"{index.segment_count} segments"
+    said = f"{out}: {len(index):,} records in {parts}, {report['kind']}{told}"
+    if copies:
+        said += f"\n{copies:,} exact {'copy' if copies == 1 else 'copies'} of a record left out"
     if searched and not prepare:
         said += "\nnot prepared for search: the next search does that first"
     print_result(report, as_json, said=said)

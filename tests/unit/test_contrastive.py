@@ -65,6 +65,14 @@ def test_batches_hold_positives_and_lone_records_of_one_side(rows, size, seed):
         assert {groups[i] for b in made for i in b} >= set(np.flatnonzero(counts > 1)), "every product comes"
 
 
+def test_without_sides_lone_records_come_from_wherever():
+    groups, sides = np.concatenate([np.repeat([0, 1], 2), np.arange(2, 62)]), np.tile([0, 1], 32)
+    mixed = [{sides[i] for i in batch if i > 3} for batch in GroupBatches(range(64), 16, groups, sides * 0)]
+    assert {0, 1} in mixed and all(
+        len({sides[i] for i in b if i > 3}) == 1 for b in GroupBatches(range(64), 16, groups, sides)
+    )
+
+
 def test_a_product_with_many_offers_does_not_fill_a_batch():
     groups, sides = np.repeat([0, 1, 2, *range(3, 40)], [300, 5, 5] + [1] * 37), np.zeros(347, dtype=int)
     for batch in GroupBatches(range(347), 64, groups, sides):

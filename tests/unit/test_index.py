@@ -658,7 +658,12 @@ def test_commands(tmp_path, tiny_model, capsys, monkeypatch):
     assert err == "" and "1 added" in told and "not prepared for search" in told and kept.read_text() == deleted
     told = run(capsys, "index", "more.csv", "--out", "ix", "--update", "--no-prepare")[1]
     assert "1 unchanged" in told and "not prepared" not in told
-    assert run(capsys, "index", "shelf.csv", "--out", "bare", "--model", tiny_model, "--no-prepare")[0] == 0
+    pd.concat([RECORDS, RECORDS.head(2)]).to_csv("again.csv", index=False)
+    told = run(capsys, "index", "again.csv", "--out", "bare", "--model", tiny_model, "--no-prepare")[1]
+    assert "5 records in 1 segment, flat" in told and "2 exact copies of a record left out" in told
+    assert (
+        "left out" not in run(capsys, "index", "shelf.csv", "--out", "bare", "--model", tiny_model, "--no-prepare")[1]
+    )
     assert run(capsys, "index", "--out", "bare", "--delete", "a")[0] == 0 and not Path("bare/search").exists()
     code, out, _ = run(
         capsys, "dedupe", "shelf.csv", "--model", tiny_model, "--threshold", 2, "--out", "c.csv", "--json"

@@ -90,6 +90,11 @@ def test_same_seed_same_digits_other_seed_other_digits(fit, tmp_path, base):
     assert a[1] != c[1] and a[0]["history"] != c[0]["history"]
 
 
+def test_lone_records_of_both_sides_are_another_training(fit, tmp_path):
+    scores = [fit(f"{one}", base=GROUPS, epochs=1, one_side=one).score(PAIRS["test"]) for one in (True, False)]
+    assert not np.array_equal(*scores)
+
+
 def test_saved_model_is_the_returned_one(fit, tmp_path):
     model = fit(epochs=2)
     loaded = load_model(tmp_path / "run", precision="fp32")
