@@ -6,7 +6,8 @@
 __all__ = ['lexical_scores', 'threshold_table', 'best_threshold', 'threshold_for_precision', 'threshold_for_cost', 'pair_metrics',
            'plot_precision_recall', 'plot_reliability', 'bootstrap_interval', 'paired_test', 'mcnemar', 'by_seen',
            'report', 'recall_at_k', 'reciprocal_rank', 'ndcg', 'average_precision_ranking', 'ranking_metrics',
-           'reliability', 'expected_calibration_error', 'fit_temperature', 'fit_platt', 'fit_isotonic', 'confusions']
+           'reliability', 'expected_calibration_error', 'fit_temperature', 'fit_platt', 'fit_isotonic',
+           'expected_threshold', 'confusions']
 
 # %% ../nbs/40_evaluation.ipynb #9c41335f
 from collections.abc import Callable, Iterator, Sequence
@@ -762,6 +763,21 @@ def fit_isotonic(
 def _both_classes(y: np.ndarray) -> None:
     if y.all() or not y.any():
         raise ProdsimError(f"all {len(y)} labels are {int(y[0])}: calibration needs matches and non-matches")
+
+# %% ../nbs/40_evaluation.ipynb #expthr02
+def expected_threshold(
+    labels: np.ndarray,  # shape (n,), 0 or 1, of validation pairs
+    scores: np.ndarray,  # shape (n,), larger = more alike; log-odds or cosines, which a logistic curve fits
+) -> float:  # call a pair a match if its score is at least this
+    """The threshold with the highest F1 to expect if `fit_platt` is right (Lipton et al. 2014), midway between scores.
+
+    Steadier than `best_threshold` on few pairs; wrong where the curve is. Raises ProdsimError with one class only."""
+    curve, s = fit_platt(labels, scores), np.sort(np.asarray(scores, dtype=float))[::-1]
+    p = curve(s)
+    expected = 2 * np.cumsum(p) / (np.arange(1, len(p) + 1) + p.sum())
+    expected[:-1][s[:-1] == s[1:]] = -1  # no cut parts equal scores
+    last = int(expected.argmax())
+    return float(s[last] if last + 1 == len(s) else (s[last] + s[last + 1]) / 2)
 
 # %% ../nbs/40_evaluation.ipynb #1f40ea97
 _KINDS = {

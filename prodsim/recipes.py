@@ -26,7 +26,7 @@ from sklearn.model_selection import StratifiedKFold
 from .comparisons import comparison_arguments
 from .core import ProdsimError, atomic_dir, check_fields, machine, revision, write_json
 from .encoders import Scorer, check_run_folder, differing, finished_run, load_model, read_run, training_pairs
-from .evaluation import best_threshold, report
+from .evaluation import expected_threshold, report
 from .products import product_arguments
 
 # %% ../nbs/55_recipes.ipynb #33b005ce
@@ -277,8 +277,10 @@ def _weigh(members: dict, valid: Dataset, arguments: dict, taken: list[str]) -> 
     said = opinions(members, valid)
     subsets = {}
     for some in (s for size in range(1, len(members) + 1) for s in combinations(range(len(members)), size)):
-        held_out = special.expit(cross_fitted_logits(said[:, some], labels, seed)).astype(np.float32)
-        subsets[" + ".join(list(members)[i] for i in some)] = report(labels, held_out, best_threshold(labels, held_out))
+        held_out = cross_fitted_logits(said[:, some], labels, seed)
+        cut = float(special.expit(expected_threshold(labels, held_out)))
+        scores = special.expit(held_out).astype(np.float32)
+        subsets[" + ".join(list(members)[i] for i in some)] = report(labels, scores, cut)
     seconds = sum(r["seconds"] for r in runs.values()) + time.perf_counter() - started
     starts = [run["start"]["valid"] for run in runs.values() if run.get("start")]
     if "bi" in runs and runs["bi"]["valid"] in starts:

@@ -130,6 +130,28 @@ def test_threshold_for_cost(case, cost_fp, cost_fn):
     )
 
 
+@given(pairs(min_size=2))
+def test_expected_threshold_is_best_under_its_own_curve(case):
+    y, s = case
+    assume(0 < y.sum() < len(y))
+    cut, p = ev.expected_threshold(y, s), ev.fit_platt(y, s)(s)
+    expected = lambda t: 2 * p[s >= t].sum() / ((s >= t).sum() + p.sum())  # noqa: E731
+    assert expected(cut) >= max(expected(t) for t in s) - 1e-9
+    assert (cut <= s).any() and (cut in s or not (s == cut).any())
+
+
+def test_expected_threshold_is_where_the_curve_passes_half_of_the_f1():
+    rng = np.random.default_rng(0)
+    s = rng.normal(0, 3, 20_000)
+    y = rng.random(len(s)) < special.expit(s - 2)
+    p, cut = special.expit(s - 2), ev.expected_threshold(y, s)
+    f1 = 2 * p[s >= cut].sum() / ((s >= cut).sum() + p.sum())
+    assert special.expit(cut - 2) == pytest.approx(f1 / 2, abs=0.02)
+    assert ev.expected_threshold(y, 5 * s + 7) == pytest.approx(5 * cut + 7, abs=1e-3)  # on any scale
+    with pytest.raises(ProdsimError, match="calibration needs matches and non-matches"):
+        ev.expected_threshold(np.ones(4), np.arange(4))
+
+
 def test_threshold_table_counts():
     table = ev.threshold_table([1, 0, 1, 0], [3, 2, 2, 1])
     assert table.threshold.tolist() == [3.5, 2.5, 1.5, 0.5]

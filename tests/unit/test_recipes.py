@@ -18,7 +18,7 @@ from prodsim.comparisons import train_comparisons
 from prodsim.core import ProdsimError
 from prodsim.data import load_pairs, save_pairs
 from prodsim.encoders import Scorer, load_model, score_file, training_pairs
-from prodsim.evaluation import best_threshold, pair_metrics
+from prodsim.evaluation import expected_threshold, pair_metrics
 from prodsim.recipes import (
     Head,
     cross_fitted_logits,
@@ -110,8 +110,9 @@ def test_cross_fitted_scores_come_from_heads_that_did_not_see_them():
 def test_threshold_and_metrics_are_those_of_held_out_validation_scores(stack):
     model, _ = stack
     labels = np.asarray(PAIRS["valid"]["label"])
-    held_out = 1 / (1 + np.exp(-cross_fitted_logits(recipes.opinions(model.members, PAIRS["valid"]), labels, 0)))
-    assert model.threshold == pytest.approx(best_threshold(labels, held_out.astype(np.float32)), abs=1e-6)
+    logits = cross_fitted_logits(recipes.opinions(model.members, PAIRS["valid"]), labels, 0)
+    held_out = 1 / (1 + np.exp(-logits))
+    assert model.threshold == pytest.approx(1 / (1 + np.exp(-expected_threshold(labels, logits))), abs=1e-6)
     measured = pair_metrics(labels, held_out, model.threshold)
     assert model.run["valid"]["average_precision"] == pytest.approx(measured["average_precision"])
     assert set(model.run["subsets"]) == {"comparisons", "bi", "comparisons + bi"}
