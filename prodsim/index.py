@@ -103,6 +103,8 @@ def vector_index(
     metric = faiss.METRIC_L2 if kind == "hash" else faiss.METRIC_INNER_PRODUCT
     index = faiss.index_factory(d, form[kind], metric)
     learn_quietly(index)
+    if kind == "hnsw":
+        index.hnsw.efConstruction = 200  # with faiss' 40, parts of a graph of near copies are out of reach
     if not index.is_trained:
         index.train(vectors[np.linspace(0, n - 1, min(n, 50_000)).astype(int)])
     index.add(vectors)
