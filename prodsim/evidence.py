@@ -327,7 +327,7 @@ SYSTEMS = {
     "cross-start": "cross-encoder from the bi-encoder",
     "cross": "cross-encoder, shared words marked",
     "three": "three: comparisons, bi- and cross-encoder",
-    "best": "best: known products and a bi-encoder",
+    "best": "best: known products and the mean of three",
 }
 TRAINED = ("comparisons", "products", "fast", "cross-pairs", "bi", "cross-start", "cross", "three", "best")
 

@@ -11,7 +11,7 @@ import inspect
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from itertools import combinations
@@ -161,7 +161,7 @@ def load_stack(
 # %% ../nbs/55_recipes.ipynb #67d806ab
 _SETTINGS = {"comparisons": comparison_arguments, "products": product_arguments}  # of members without an encoder
 STACKS = {  # name → its members, each a recipe by name with some fields changed
-    "best": {"products": {}, "bi": {}},
+    "best": {"products": {}, "bi": {"epochs": "80 steps", "runs": 3}},
     "fast": {"products": {}, "bi": {"epochs": "80 steps"}},
     "three": {"comparisons": {}, "bi": {}, "cross-start": {}},
 }
@@ -189,7 +189,7 @@ def train_stack(
     seed: int = 0,  # of every member and of the folds
     names: tuple[str, ...] | None = None,  # attributes to read, in order; None: all of the data
     resume: bool = False,  # continue an interrupted run, return a finished one
-    start: Sequence[str | Path] = (),  # finished runs that this recipe would repeat: they are taken over
+    start: Sequence[str | Path] = (),  # finished runs that this recipe would repeat, or stacks of some: taken over
     changes: Mapping | None = None,  # fields to change in the encoders' recipes: model="bert-base-uncased"
     **running,  # of `train`: unknown_limit, precision, log_to, progress, device
 ) -> StackedModel:  # with head and threshold of validation pairs
@@ -225,7 +225,7 @@ def train_stack(
     if resume and not (work / NOTE).is_file() and finished_run(out, arguments):
         return load_stack(out, *opening)
     check_work(work, arguments, resume)
-    taken = {_member_of(Path(path), plan, noted): Path(path) for path in start}
+    taken, begun = _taken_over(map(Path, start), plan, noted)
     begin_work(work, arguments)
     members = {}
     try:
@@ -234,8 +234,8 @@ def train_stack(
                 with atomic_dir(work / member) as new:
                     shutil.copytree(taken[member], new, dirs_exist_ok=True)
             if member not in taken:
-                begun = [work / m for m in repeated_recipes(member, given) if plan.get(m) == given]
-                again = {"seed": seed, "names": names, "resume": True, "start": begun}
+                beside = [work / m for m in repeated_recipes(member, given) if plan.get(m) == given]
+                again = {"seed": seed, "names": names, "resume": True, "start": begun.get(member, beside)}
                 train_recipe(data, work / member, member, changes=given, **again, **running)
             members[member] = load_model(work / member, *opening)
     except ProdsimError:
@@ -251,22 +251,42 @@ def train_stack(
     return model
 
 
-def _member_of(path: Path, plan: dict, noted: dict) -> str:
-    "The member that a finished run is. Raises ProdsimError if it is none."
-    from prodsim.training import RECIPES, make_recipe
+def _taken_over(start: Iterable[Path], plan: dict, noted: dict) -> tuple[dict, dict]:
+    "Finished runs by the member that each is, and by the member whose first run each is, as `train` takes a start."
+    taken, begun = {}, {}
+    for path in start:
+        members = read_run(path).get("members")  # a stack stands for its members, as far as they are of use
+        found = []
+        for run in [path / "members" / m for m in members] if members else [path]:
+            member, whole, unlike = _member_of(run, plan, noted)
+            found.append((len(unlike), f"{member}: {unlike}"))
+            if not unlike:
+                (taken if whole else begun)[member] = run if whole else [run]
+        if min(found)[0]:
+            raise ProdsimError(f"start {path} is none of the members ({min(found)[1]}): drop it")
+    return taken, begun
 
-    there, reasons = read_run(path).get("arguments") or {}, []
+
+def _member_of(path: Path, plan: dict, noted: dict) -> tuple[str, bool, str]:
+    "The member that a finished run is, or is the first run of (then not whole); or the nearest one and what differs."
+    from prodsim.training import RECIPES, make_recipe, start_recipe
+
+    there, found = read_run(path).get("arguments") or {}, []
     for member, given in plan.items():
         here = {**noted, "data": there.get("data")}  # a set has several names; its hash tells
         if member in RECIPES:
-            here |= {"recipe": asdict(make_recipe(member, **given)), "max_minutes": None}
-            here["precision"] = there.get("precision")
+            here |= {"max_minutes": None, "precision": there.get("precision")}
+            recipe = make_recipe(member, **given)
+            ways = [(True, {**here, "recipe": asdict(recipe)})]
+            if recipe.runs > 1:
+                ways.append((False, {**here, "recipe": asdict(start_recipe(recipe))}))
         else:
-            here |= _SETTINGS[member](**given)
-        if not (unlike := differing(there, here)):
-            return member
-        reasons.append((len(unlike), f"{member}: {unlike}"))
-    raise ProdsimError(f"start {path} is none of the members ({min(reasons)[1]}): drop it")
+            ways = [(True, here | _SETTINGS[member](**given))]
+        found += [(len(unlike), member, whole, unlike) for whole, w in ways for unlike in [differing(there, w)]]
+    return min(found)[1:]
+
+
+_OF_MEMBERS = ("valid", "steps", "seconds", "runs", "revision")  # what a stack's account tells of each
 
 
 def _weigh(members: dict, valid: Dataset, arguments: dict, taken: list[str]) -> StackedModel:
@@ -296,7 +316,7 @@ def _weigh(members: dict, valid: Dataset, arguments: dict, taken: list[str]) -> 
         "steps": sum(r["steps"] for m, r in runs.items() if m not in _SETTINGS),
         "seconds": round(seconds, 1),
         "history": [],
-        "members": {m: {k: r[k] for k in ("valid", "steps", "seconds", "revision")} for m, r in runs.items()},
+        "members": {m: {k: r[k] for k in _OF_MEMBERS if k in r} for m, r in runs.items()},
         "taken_over": taken,
         "subsets": subsets,
         "head": asdict(head),
@@ -369,11 +389,15 @@ def repeated_recipes(
     recipe: str,  # a name
     changes: Mapping | None = None,  # fields that are changed
 ) -> tuple[str, ...]:  # names
-    "Recipes that this one runs as they are: their finished runs, on the same data and seed, may be taken over."
+    "Recipes that this one runs as they are, or that begin it: their finished runs, same data and seed, are taken over."
     from prodsim.training import RECIPES, make_recipe, start_recipe
 
     if recipe in STACKS:
-        return tuple(member for member, given in STACKS[recipe].items() if not given and not changes)
+        if changes:
+            return ()
+        first = {m: {k: v for k, v in given.items() if k != "runs"} for m, given in STACKS[recipe].items()}
+        alike = [n for n, s in STACKS.items() if n != recipe and any(g and s.get(m) == g for m, g in first.items())]
+        return (*(m for m, given in STACKS[recipe].items() if not given), *alike)
     if recipe not in RECIPES:
         return ()
     made = make_recipe(recipe, **(changes or {}))

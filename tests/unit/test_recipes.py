@@ -185,6 +185,23 @@ def test_runs_are_taken_over_and_interrupted_work_goes_on(own, tiny_model, tmp_p
     assert not (tmp_path / "third").exists() and not (tmp_path / "third.partial").exists()
 
 
+def test_a_stack_begins_where_another_one_ended(own, tmp_path):
+    more = own | {"bi": own["bi"] | {"runs": 2}}
+    whole = train_stack(PAIRS, tmp_path / "whole", more, **QUIET)
+    short = train_stack(PAIRS, tmp_path / "short", own, **QUIET)
+    model = train_stack(PAIRS, tmp_path / "run", more, start=[tmp_path / "short"], **QUIET)
+    assert model.run["taken_over"] == ["comparisons"] and model.head == whole.head
+    runs = model.members["bi"].run["runs"]
+    assert len(runs) == 2 and runs[0]["seconds"] == short.members["bi"].run["seconds"], (
+        "the first was not trained again"
+    )
+    other = train_stack(PAIRS, tmp_path / "other", {"bi": own["bi"] | {"epochs": 1}}, **QUIET)
+    assert list(other.members) == ["bi"]
+    with pytest.raises(ProdsimError, match="start .*other is none of the members .bi: epochs: 1 there"):
+        train_stack(PAIRS, tmp_path / "third", more, start=[tmp_path / "other"], **QUIET)
+    assert not (tmp_path / "third").exists() and not (tmp_path / "third.partial").exists()
+
+
 def test_cross_encoder_starts_from_the_bi_encoder_beside_it(tiny_model, tmp_path):
     start = {"model": tiny_model, "dropout": 0.0}
     members = {
@@ -227,7 +244,7 @@ def test_a_trainer_of_another_package_is_asked_for_its_own_fields_only(tmp_path,
 
 
 def test_what_a_recipe_repeats():
-    assert repeated_recipes("best") == ("products", "bi") and repeated_recipes("cross") == ()
+    assert repeated_recipes("best") == ("products", "fast") and repeated_recipes("cross") == ()
     assert repeated_recipes("three") == ("comparisons", "bi", "cross-start")
     assert repeated_recipes("fast") == ("products",), "its bi-encoder is a shorter one"
     assert repeated_recipes("cross-start") == ("bi",), "its start is that very run"

@@ -21,6 +21,7 @@ from little_shop import die, exit_code, listing, little_pairs, on_touch, quiet_c
 
 from prodsim import training
 from prodsim.cli import main
+from prodsim.contrastive import ContrastiveLoss
 from prodsim.core import ProdsimError, revision, seed_everything
 from prodsim.data import attributes, data_hash, save_pairs
 from prodsim.encoders import DEFAULT_MODEL, load_model, mark_shared, pretrained, read_run, unknown_share
@@ -40,6 +41,7 @@ PAIRS = little_pairs()
 BI = {"recipe": "bi-pairs", "epochs": 4, "batch_size": 16, "learning_rate": 3e-3, "max_length": 32}
 CROSS = {"recipe": "cross-pairs", "epochs": 4, "batch_size": 8, "learning_rate": 5e-3, "max_length": 64, "dropout": 0.0}
 GROUPS = BI | {"recipe": "bi", "batch_size": 24}
+SOUP = GROUPS | {"runs": 2, "epochs": 2}
 WARM = CROSS | {"recipe": "cross", "start_epochs": 2, "epochs": 2, "dropout": 0.1}
 
 
@@ -275,14 +277,18 @@ def train_and_die(out, options, touch=None, step=None, log=None):
 
     on_touch(out, act)
     if step is not None:
-        original, calls = PairLoss.forward, iter(range(step))
+        calls = iter(range(step))
 
-        def forward(self, *args, **kwargs):
-            if next(calls, None) is None:
-                die()
-            return original(self, *args, **kwargs)
+        def dying(forward):
+            def until_then(*args, **kwargs):
+                if next(calls, None) is None:
+                    die()
+                return forward(*args, **kwargs)
 
-        PairLoss.forward = forward
+            return until_then
+
+        for loss in (PairLoss, ContrastiveLoss):
+            loss.forward = dying(loss.forward)
     train(PAIRS, out, **options)
     if log:
         Path(log).write_text(json.dumps(touched))
@@ -295,11 +301,11 @@ def killed(*args):
 @pytest.fixture(scope="module")
 def whole_run(tiny_model, tmp_path_factory):
     "An uninterrupted run of each kind: options, outcome, and the files it touched, in order."
-    known = {}
+    known, patient = {}, CROSS | {"dropout": 0.1, "epochs": 12, "patience": 2}
 
     def run(kind):
         if kind not in known:
-            base = {"bi": BI, "cross": CROSS | {"dropout": 0.1, "epochs": 12, "patience": 2}, "warm": WARM}[kind]
+            base = {"bi": BI, "cross": patient, "warm": WARM, "soup": SOUP}[kind]
             options = {"model": tiny_model, "progress": False, "log_to": (), "precision": "fp32", **base}
             folder = tmp_path_factory.mktemp("whole")
             assert exit_code(train_and_die, folder / "run", options, None, None, folder / "touched.json") == 0
@@ -343,7 +349,7 @@ def test_killed_while_writing_and_resumed_is_as_never_interrupted(tmp_path, whol
 
 
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(s, marks=pytest.mark.slow) for s in range(2, 22))])
-@pytest.mark.parametrize("kind", ["bi", "cross", "warm"])
+@pytest.mark.parametrize("kind", ["bi", "cross", "warm", "soup"])
 def test_killed_at_a_random_moment_and_resumed(tmp_path, whole_run, kind, seed):
     options, expected, touched = whole_run(kind)
     dice = random.Random(f"{kind}{seed}")
@@ -369,6 +375,32 @@ def test_a_start_is_made_once_and_may_be_given(fit, tmp_path):
     assert "has no start" in message(fit, "other", base=CROSS, start=tmp_path / "start")
     assert "epochs" in message(fit, "other", base={"recipe": "cross"}, seed=3, start=tmp_path / "start", **options)
     assert not (tmp_path / "other").exists() and not (tmp_path / "other.partial").exists()
+
+
+def test_runs_are_averaged(fit, tmp_path):
+    soup = fit("soup", base=SOUP, seed=3)
+    alone = [fit(f"alone-{seed}", base=SOUP, runs=1, seed=seed) for seed in (3, 1003)]
+    states = [m.encoder.state_dict() for m in (*alone, soup)]
+    for a, b, mean in zip(*(s.values() for s in states), strict=True):
+        torch.testing.assert_close(mean, (a.double() + b.double()).div(2).to(mean.dtype))
+    assert any((a != b).any() for a, b in zip(*(s.values() for s in states[:2]), strict=True)), "seeds differ"
+    run, labels = soup.run, np.array(PAIRS["valid"]["label"])
+    assert run["valid"] == pair_metrics(labels, soup.score(PAIRS["valid"]), soup.threshold)
+    assert [r["seed"] for r in run["runs"]] == [3, 1003] and [r["valid"] for r in run["runs"]] == [
+        m.run["valid"] for m in alone
+    ]
+    assert run["steps"] == sum(m.run["steps"] for m in alone) == run["history"][-1]["step"]
+    given = fit("given", base=SOUP, seed=3, start=tmp_path / "alone-3")
+    assert outcome(tmp_path / "given") == outcome(tmp_path / "soup")
+    assert given.run["runs"][0]["seconds"] == alone[0].run["seconds"], "taken over, not trained again"
+    assert fit("soup", base=SOUP, seed=3, resume=True).run["runs"] == run["runs"]
+    assert "seed: 1003 there, 3 now" in message(fit, "other", base=SOUP, seed=3, start=tmp_path / "alone-1003")
+    assert "has a head of its own" in message(fit, "other", base=CROSS, runs=2)
+    assert "runs is 0" in message(fit, "other", base=SOUP, runs=0)
+    assert "[UNK]" in message(fit, "other", base=SOUP, unknown_limit=-1.0)
+    assert not (tmp_path / "other").exists() and not (tmp_path / "other.partial").exists()
+    short = fit("short", base=SOUP, max_minutes=0.0)
+    assert short.run["stopped"].startswith("after 0 min") and len(short.run["runs"]) == 2
 
 
 def test_a_cross_encoder_reads_pairs_in_both_orders(tiny_model):
