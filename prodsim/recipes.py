@@ -163,6 +163,7 @@ _SETTINGS = {"comparisons": comparison_arguments, "products": product_arguments}
 STACKS = {  # name → its members, each a recipe by name with some fields changed
     "best": {"products": {}, "bi": {"epochs": "80 steps", "runs": 3}},
     "fast": {"products": {}, "bi": {"epochs": "80 steps"}},
+    "long": {"products": {}, "bi": {}},
     "three": {"comparisons": {}, "bi": {}, "cross-start": {}},
 }
 

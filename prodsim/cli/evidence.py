@@ -39,12 +39,19 @@ def _results(
     ] = None,
     list_cells: Annotated[bool, typer.Option("--list", help="show the queue and what is done")] = False,
     check: Annotated[bool, typer.Option("--check", help="recompute every stored metric from its scores")] = False,
+    partners: Annotated[
+        bool, typer.Option("--partners", help="instead: count, by labels, how many partners records have")
+    ] = False,
 ) -> None:
     "Fill the table of results, cell by cell; stopped and started again it goes on where it was."
-    from prodsim.evidence import pending, queue, run_cell
+    from prodsim.evidence import pending, queue, run_cell, store_partners
 
     if check:
         _check_stored()
+        return
+    if partners:
+        rows = [{"data": r["data"], **{s: r[s]["one"] for s in ("left", "right")}} for r in store_partners()]
+        print_table(rows, ["data", "left", "right"])
         return
     cells, open_ = queue(), {c["name"] for c in pending()}
     if list_cells:

@@ -147,30 +147,60 @@ def _evaluate(
     split: Annotated[str, typer.Option(help="which split is measured")] = "test",
     seed: Annotated[int, typer.Option(help="of the bootstrap intervals")] = 0,
     resamples: Annotated[int, typer.Option(min=1, help="of the bootstrap intervals")] = 1000,
+    settled: Annotated[
+        bool, typer.Option("--settle", help="one match a record, on the sides where train and valid show one partner")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     "Measure a model at its threshold: F1, average precision, 95 % intervals, by seen records, pairs per second."
-    from prodsim.data import load_pairs
+    import numpy as np
+
+    from prodsim.collective import settle
+    from prodsim.data import load_pairs, seen_status
+    from prodsim.evaluation import report
     from prodsim.evidence import evaluate as measure
     from prodsim.evidence import note_look
     from prodsim.registry import is_registered
 
     pairs = load_pairs(data)
+    sides = _one_partner(pairs, data) if settled else ()
     opened = open_model(model, pairs)
-    metrics, _ = measure(opened, pairs, split, seed, resamples, show_progress())
+    metrics, scores = measure(opened, pairs, split, seed, resamples, show_progress())
     if split == "test" and is_registered(data):  # after it: a model that cannot read the data has looked at nothing
         note_look(data, model, "prodsim evaluate")
     metrics = {"model": model, "data": data, **metrics}
+    if sides:
+        ids = (pairs[split][f"{side}_id"][:] for side in ("left", "right"))
+        scores = settle(*ids, scores, metrics["threshold"], sides)
+        labels, seen = np.asarray(pairs[split]["label"]), seen_status(pairs, split)
+        metrics |= report(labels, scores, metrics["threshold"], seen, resamples, seed) | {"settled": list(sides)}
     rows = [{"records": "all", **metrics}, *({"records": k, **v} for k, v in metrics["by_seen"].items())]
     said = (
         f"threshold {metrics['threshold']:.4f} from {metrics['threshold_from']}; "
         f"{metrics['pairs_per_second']:.0f} pairs/s"
     )
+    if sides:
+        said = f"one match a record ({' and '.join(sides)}), competing pairs settled\n{said}"
     intervals = {"F1": metrics["f1_interval"], "average precision": metrics["average_precision_interval"]}
     if known := [f"{name} {found[0]:.3f}–{found[1]:.3f}" for name, found in intervals.items() if found]:
         said = f"95 % intervals: {', '.join(known)}\n{said}"
     columns = ["records", "n", "positives", "f1", "precision", "recall", "average_precision"]
     print_result(metrics, as_json, rows, columns, said)
+
+
+def _one_partner(pairs, data: str) -> tuple[str, ...]:
+    "Sides on which records have one partner, by the labels of train and valid; ProdsimError if there is none."
+    import pandas as pd
+
+    from prodsim.collective import lonely_sides, partner_counts
+
+    parts = [pairs[s] for s in ("train", "valid") if s in pairs]
+    ends = [pd.Series([i for p in parts for i in p[f"{side}_id"]], dtype=object) for side in ("left", "right")]
+    counts = partner_counts(*ends, [y for p in parts for y in p["label"]])
+    if not (sides := lonely_sides(counts)):
+        share = ", ".join(f"{s} {c['one'] or 0:.0%} of {c['pairs']:.1f} pairs each" for s, c in counts.items())
+        raise ProdsimError(f"--settle: records of {data} may have several partners ({share}); leave it out")
+    return sides
 
 # %% ../../nbs/cli/20_pairs.ipynb #74fc529f
 @room.command("score")

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import DatasetDict, concatenate_datasets
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from little_shop import listing, little_pairs
 
 from prodsim import __version__, cli
 from prodsim.cli import ROOMS, main
+from prodsim.collective import settle
 from prodsim.data import save_pairs
 from prodsim.encoders import load_model
 from prodsim.evaluation import pair_metrics
@@ -115,6 +116,27 @@ def test_evaluate_in_words_where_a_metric_is_unknown(prodsim, trained, tmp_path)
         code, out, err = prodsim("evaluate", trained / "bi", tmp_path / str(label), "--resamples", 20)
         assert (code, err) == (0, "") and "–" in out and ("95 % intervals: F1 0." in out) == f1
         assert "average precision 0" not in out
+
+
+def test_evaluate_settles_where_labels_show_one_partner(prodsim, trained, tmp_path):
+    code, out, err = prodsim("evaluate", trained / "bi", trained / "data", "--settle", "--resamples", 20)
+    assert code == 2 and out == "" and "may have several partners" in err and err.count("\n") == 1
+    titles = [f"{a} {b} {n}" for a in ("red", "green") for b in ("lamp", "mug", "chair") for n in range(3)]
+    rows = [(i, j) for i in range(len(titles)) for j in (i, (i + 1) % len(titles), (i + 5) % len(titles))]
+    table = {"left_id": [f"l{i}" for i, _ in rows], "right_id": [f"r{j}" for _, j in rows]}
+    table |= {"left_title": [titles[i] for i, _ in rows], "right_title": [titles[j] for _, j in rows]}
+    some = Dataset.from_dict(table | {"label": [int(i == j) for i, j in rows]})
+    save_pairs(DatasetDict(dict.fromkeys(("train", "valid", "test"), some)), tmp_path / "tables")
+    code, out, err = prodsim("train", tmp_path / "tables", "--kind", "comparisons", "--out", tmp_path / "m")
+    assert code == 0, err
+    asked = ("evaluate", tmp_path / "m", tmp_path / "tables", "--resamples", 20, "--json")
+    plain, settled = (plain_json(prodsim(*asked, *more)[1]) for more in ((), ("--settle",)))
+    assert settled["settled"] == ["left", "right"] and "settled" not in plain
+    model, (a, b) = load_model(tmp_path / "m"), (some["left_id"][:], some["right_id"][:])
+    scores = settle(a, b, model.score(some), model.threshold)
+    assert settled["f1"] == pair_metrics(some["label"], scores, model.threshold)["f1"]
+    assert {"precision", "by_seen", "f1_interval", "pairs_per_second"} <= set(settled)
+    assert "competing pairs settled" in prodsim(*asked[:-1], "--settle")[1]
 
 
 def test_train_prints_one_json_object(prodsim, trained, tiny_model, tmp_path):

@@ -245,6 +245,7 @@ def test_a_trainer_of_another_package_is_asked_for_its_own_fields_only(tmp_path,
 
 def test_what_a_recipe_repeats():
     assert repeated_recipes("best") == ("products", "fast") and repeated_recipes("cross") == ()
+    assert repeated_recipes("long") == ("products", "bi")
     assert repeated_recipes("three") == ("comparisons", "bi", "cross-start")
     assert repeated_recipes("fast") == ("products",), "its bi-encoder is a shorter one"
     assert repeated_recipes("cross-start") == ("bi",), "its start is that very run"
@@ -256,7 +257,7 @@ def test_what_a_recipe_repeats():
 @pytest.mark.parametrize(
     "recipe, options, message",
     [
-        ("worst", {}, "recipe 'worst' is unknown: choose one of best, fast, three, comparisons"),
+        ("worst", {}, "recipe 'worst' is unknown: choose one of best, fast, long, three, comparisons"),
         ("comparisons", {"changes": {"epochs": 3}}, "--epochs is of encoders"),
         ("comparisons", {"changes": {"drop": "colours"}}, "drop 'colours': choose from words"),
         ("comparisons", {"changes": {"vocabulary": "latin"}}, "vocabulary 'latin'"),
